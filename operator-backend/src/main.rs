@@ -1,0 +1,3 @@
+//! The operator-backend process.
+
+fn main() {}
