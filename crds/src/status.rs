@@ -1,0 +1,84 @@
+//! `VX11Cluster.status`: what the controller reports.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the controller reports about a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VX11ClusterStatus {
+    /// The generation of the spec that this status describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// The cluster in one word. Scripts should read conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+
+    /// Ready, Progressing, Degraded, RedisReady, BackendReady, LoadBalancerReady, Paused. Every condition
+    /// carries the generation it was seen at, a stable reason and a message that says what to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+
+    /// Label selector of the instances' pods, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+
+    /// Instances that exist.
+    #[serde(default)]
+    pub instances: i32,
+
+    /// Instances that serve.
+    #[serde(default)]
+    pub ready_instances: i32,
+
+    /// Instances that the cluster should have.
+    #[serde(default)]
+    pub desired_instances: i32,
+
+    /// Base URL where clients connect, once the route has an address or a host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+
+    /// The Redis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis: Option<RedisStatus>,
+}
+
+/// A cluster in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    /// The first instance does not serve yet.
+    Pending,
+    /// A change is on its way.
+    Progressing,
+    /// Everything is as the spec says.
+    Ready,
+    /// It serves, but less than the spec says, or a part is broken.
+    Degraded,
+    /// The spec cannot be carried out; what ran keeps running.
+    Invalid,
+    /// `spec.paused` is true.
+    Paused,
+}
+
+/// The Redis of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RedisStatus {
+    /// Its state in one word.
+    pub state: RedisState,
+}
+
+/// State of the Redis in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RedisState {
+    /// It answers.
+    Ready,
+    /// It does not answer; tokens are signed instead and streams stay open.
+    Unavailable,
+    /// `spec.redis.type` is None.
+    Disabled,
+}
