@@ -1,0 +1,161 @@
+//! Principals, signing keys and control token in force, and the task that keeps them current.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::{sync::watch, time::MissedTickBehavior};
+
+use super::{
+    files::{self, ReadError, Snapshot},
+    keys::{KeyError, SigningKeys},
+    principals::{Principal, Principals},
+};
+use crate::config::{AuthConfig, Secret};
+
+/// How often the files are looked at: a rotation is in force a second after the kubelet swapped it in.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Settings that nobody can come in with.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A configured path cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A signing key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// Shared handle to what is in force; clones see a reload at once.
+#[derive(Clone)]
+pub struct Identities {
+    principals: Arc<watch::Sender<Arc<Principals>>>,
+    control_token: Arc<watch::Sender<Option<[u8; 32]>>>,
+    keys: SigningKeys,
+}
+
+impl Identities {
+    /// Reads everything once. Without a key directory the signing keys are random and this process' own.
+    ///
+    /// # Errors
+    /// [`IdentityError`] when a configured path cannot be read or a key cannot be used.
+    pub fn load(config: &AuthConfig) -> Result<Self, IdentityError> {
+        let identities = Self::with_principals(&BTreeMap::new());
+        let snapshot = files::read(config)?;
+        identities.apply(config, &snapshot)?;
+        if config.signing_keys_dir.is_none() {
+            tracing::info!(
+                "no VX11_SIGNING_KEYS_DIR: tokens and cursors are signed with a key of this process alone"
+            );
+        }
+        Ok(identities)
+    }
+
+    /// Fixed principals and a random key, for tests and embedding.
+    #[must_use]
+    pub fn with_principals(tokens: &BTreeMap<String, Vec<Secret>>) -> Self {
+        Self {
+            principals: Arc::new(watch::Sender::new(Arc::new(Principals::new(tokens)))),
+            control_token: Arc::new(watch::Sender::new(None)),
+            keys: SigningKeys::ephemeral(),
+        }
+    }
+
+    /// The principals in force now; hold them no longer than one request.
+    #[must_use]
+    pub fn principals(&self) -> Arc<Principals> {
+        self.principals.borrow().clone()
+    }
+
+    /// Sees every later change of the principals, for closing streams of those that are gone.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Principals>> {
+        self.principals.subscribe()
+    }
+
+    /// The configured principal of this name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<Principal> {
+        self.principals.borrow().named(name).cloned()
+    }
+
+    /// The signing keys in force.
+    #[must_use]
+    pub fn keys(&self) -> &SigningKeys {
+        &self.keys
+    }
+
+    /// Whether `token` is the control token; `None` when there is none to compare with.
+    #[must_use]
+    pub fn is_control_token(&self, token: &[u8]) -> Option<bool> {
+        let expected = (*self.control_token.borrow())?;
+        let presented: [u8; 32] = Sha256::digest(token).into();
+        Some(bool::from(expected.ct_eq(&presented)))
+    }
+
+    fn apply(&self, config: &AuthConfig, snapshot: &Snapshot) -> Result<(), KeyError> {
+        if config.signing_keys_dir.is_some() {
+            self.keys
+                .reload(snapshot.current_key.as_deref(), snapshot.previous_key.as_deref())?;
+        }
+        self.control_token.send_replace(
+            snapshot
+                .control_token
+                .as_ref()
+                .map(|token| Sha256::digest(token.expose().as_bytes()).into()),
+        );
+        let principals = Principals::new(&snapshot.principals);
+        let names: Vec<&str> = principals.iter().map(Principal::name).collect();
+        if principals.is_empty() {
+            tracing::warn!(
+                "no principal token is configured: set VX11_PRINCIPAL_TOKEN or VX11_PRINCIPAL_TOKENS_DIR, \
+                 or every request is refused"
+            );
+        } else {
+            tracing::info!(principals = ?names, tokens = principals.tokens(), "principals in force");
+        }
+        self.principals.send_replace(Arc::new(principals));
+        Ok(())
+    }
+
+    /// Follows the files until the process ends. What cannot be read keeps what is in force, and is
+    /// logged when it begins and when it ends.
+    pub async fn follow(self, config: AuthConfig) {
+        let mut ticks = tokio::time::interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last: Option<Snapshot> = None;
+        let mut failing = String::new();
+        loop {
+            ticks.tick().await;
+            let settings = config.clone();
+            let outcome = match tokio::task::spawn_blocking(move || files::read(&settings)).await {
+                Ok(Ok(snapshot)) if last.as_ref() == Some(&snapshot) => Ok(()),
+                Ok(Ok(snapshot)) => {
+                    // The first look repeats what load() applied.
+                    let outcome = if last.is_none() {
+                        Ok(())
+                    } else {
+                        self.apply(&config, &snapshot)
+                    };
+                    last = Some(snapshot);
+                    outcome.map_err(|error| error.to_string())
+                }
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match outcome {
+                Ok(()) if !failing.is_empty() => {
+                    failing.clear();
+                    tracing::info!("principal and key files are readable again");
+                }
+                Ok(()) => {}
+                Err(error) if error == failing => {}
+                Err(error) => {
+                    tracing::warn!(%error, "principal or key files: keeping what is in force");
+                    failing = error;
+                }
+            }
+        }
+    }
+}
