@@ -1,0 +1,139 @@
+//! A decision in a person's words.
+
+use super::{
+    capacity::Load,
+    decision::{Decision, Reason, Step, StepKind},
+    observation::{Lifecycle, Observation},
+    policy::{Policy, Target},
+    text::{counted, names, thousands},
+};
+
+/// The first step: what the formula makes of the load.
+pub(super) fn need(policy: &Policy, load: Load, needed: u32) -> Step {
+    Step {
+        step: StepKind::Need,
+        instances: needed,
+        note: cause(policy, load, needed),
+    }
+}
+
+/// The whole story in one sentence or two.
+pub(super) fn tell(policy: &Policy, observed: &Observation, decision: &Decision) -> String {
+    let mut text = match policy.target {
+        Target::Load { .. } => cause(policy, decision.load, decision.needed),
+        Target::Fixed { instances } => {
+            format!(
+                "spec.instances asks for {}",
+                counted(instances.into(), "instance")
+            )
+        }
+    };
+    if let Target::Load { min, max, .. } = policy.target {
+        if decision.needed > max {
+            text.push_str(&format!(
+                ", maxInstances allows {max}: raise it to {}",
+                decision.needed
+            ));
+        } else if decision.needed < min {
+            text.push_str(&format!(", minInstances keeps {min}"));
+        }
+    }
+    text.push_str("; ");
+    text.push_str(&census(observed));
+    let victims = names(decision.victims.iter().map(String::as_str));
+    match decision.reason {
+        Reason::Steady | Reason::Fixed => {}
+        Reason::ScaleOut => text.push_str(&format!("; scaling out to {}", decision.desired)),
+        Reason::Stabilizing => {
+            let waits = decision
+                .steps
+                .iter()
+                .find(|step| step.step == StepKind::Stabilization);
+            let note = waits.map_or("", |step| step.note.as_str());
+            text.push_str(&format!(
+                "; {} wait for the stabilization window ({note})",
+                decision.wanted
+            ));
+        }
+        Reason::ScaleInBlocked => {
+            let blockers: Vec<&str> = decision
+                .blocked_by
+                .iter()
+                .map(|blocker| blocker.detail.as_str())
+                .collect();
+            text.push_str(&format!("; scaling in waits: {}", blockers.join("; ")));
+        }
+        Reason::Draining => text.push_str(&format!(
+            "; draining {victims} to scale in to {}",
+            decision.desired
+        )),
+        Reason::ScaleIn => text.push_str(&format!(
+            "; removing {victims}, drained, to scale in to {}",
+            decision.desired
+        )),
+        Reason::DrainCancelled => {
+            let why = decision
+                .blocked_by
+                .first()
+                .map_or("the load came back", |blocker| blocker.detail.as_str());
+            text.push_str(&format!("; {victims} serve again: {why}"));
+        }
+        Reason::WrongInstanceRemoved => {
+            text.push_str(&format!(
+                "; another instance was removed instead of {victims}, which serve again"
+            ));
+        }
+        Reason::Rebalancing => text.push_str("; levelling streams after the scale-out"),
+    }
+    text
+}
+
+/// `1,432 clients need 4 instances (475 each)`, by whichever load asks for more.
+fn cause(policy: &Policy, load: Load, needed: u32) -> String {
+    let model = &policy.model;
+    let for_clients = model.needed(Load {
+        issuances_per_second: 0,
+        ..load
+    });
+    let each = |capacity: u64| {
+        let usable = u128::from(capacity) * u128::from(model.target_utilization.get()) / 100;
+        thousands(u64::try_from(usable / u128::from(needed.max(1))).unwrap_or(u64::MAX))
+    };
+    let capacity = model.capacity(needed);
+    let (subject, number, each) = if for_clients >= needed {
+        (
+            counted(load.clients, "client"),
+            load.clients,
+            each(capacity.clients),
+        )
+    } else {
+        let rate = load.issuances_per_second;
+        (
+            format!("{} issuances a second", thousands(rate)),
+            rate,
+            each(capacity.issuances_per_second),
+        )
+    };
+    let verb = if number == 1 { "needs" } else { "need" };
+    format!(
+        "{subject} {verb} {} ({each} each)",
+        counted(needed.into(), "instance")
+    )
+}
+
+/// `3 ready, 1 starting`: what there is, each kind apart.
+fn census(observed: &Observation) -> String {
+    let mut text = format!("{} ready", observed.count(Lifecycle::Ready));
+    let pods = observed.count(Lifecycle::Starting);
+    let exist = observed.count(Lifecycle::Ready) + observed.count(Lifecycle::Draining) + pods;
+    let starting = pods + observed.replicas.saturating_sub(exist);
+    let others = [
+        (starting, "starting"),
+        (observed.count(Lifecycle::Draining), "draining"),
+        (observed.count(Lifecycle::Terminating), "terminating"),
+    ];
+    for (count, kind) in others.into_iter().filter(|(count, _)| *count > 0) {
+        text.push_str(&format!(", {count} {kind}"));
+    }
+    text
+}
