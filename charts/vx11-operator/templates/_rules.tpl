@@ -1,0 +1,52 @@
+{{/*
+What the controller may do in the namespaces it watches. Every rule says why; a test compares the rules with
+the requests in the API server's audit log, so that nothing is granted that is not used.
+*/}}
+{{- define "vx11-operator.rules" -}}
+# The clusters themselves: what to do.
+- apiGroups: [vx11.io]
+  resources: [vx11clusters]
+  verbs: [get, list, watch]
+# Report conditions and counts. The spec is the user's and is never written.
+- apiGroups: [vx11.io]
+  resources: [vx11clusters/status]
+  verbs: [patch]
+# Run the instances and the Redis. delete: a section changed its type, or a volume grows and the StatefulSet
+# is made anew around its pod.
+- apiGroups: [apps]
+  resources: [deployments, statefulsets]
+  verbs: [get, list, watch, create, patch, delete]
+# Addresses, the configuration of the Redis, and the identity of the instances.
+- apiGroups: [""]
+  resources: [services, configmaps, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+# Keep instances serving while nodes are drained. delete: below two instances a budget would block drains.
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+# The route, and who may talk to the instances and to the Redis.
+- apiGroups: [networking.k8s.io]
+  resources: [ingresses, networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+# get: referenced Secrets, by name. create, patch: the generated ones. list, watch: metadata of the generated
+# ones only (by label), so that a deleted one comes back. Never delete.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create, patch]
+# Say why an instance or the Redis does not run.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+# Say why a volume is missing; patch: let it grow.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, list, watch, patch]
+# The kubelet's own words when a pod does not start: mounts, images, probes.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
+# Tell each transition to the people who look at the cluster.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
