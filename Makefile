@@ -1,0 +1,68 @@
+# Every task of the project. `make` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CARGO ?= cargo
+
+.PHONY: help
+help: ## List the tasks
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 } /^##@ / { print "\n" substr($$0, 5) }' $(MAKEFILE_LIST)
+
+##@ Try it
+.PHONY: demo cluster images down kubeconfig endpoint token
+demo: ## From nothing to a streaming VX11 cluster on a real Kubernetes
+	@tests/demo.sh
+cluster: ## Bring up the test cluster (kind), or find it running
+	@tests/cluster/up.sh
+images: ## Build both images and load them into the test cluster
+	@tests/cluster/images.sh
+down: ## Remove the test cluster and everything it started
+	@tests/cluster/down.sh
+kubeconfig: ## Print the path of the test cluster's kubeconfig
+	@tests/show.sh kubeconfig
+endpoint: ## Print the base URL of the demo's VX11 cluster
+	@tests/show.sh endpoint
+token: ## Print the principal token of the demo's VX11 cluster
+	@tests/show.sh token
+
+##@ Check and test
+.PHONY: check lint fmt fmt-check check-generated check-scripts check-chart test test-unit test-e2e fuzz simulate
+check: fmt-check lint test-unit check-generated check-scripts check-chart ## Everything that needs no cluster
+test: test-unit test-e2e ## Every test: unit, property, snapshot, API server, end to end
+test-unit: ## Unit, property and snapshot tests
+	$(CARGO) test -q --workspace --exclude vx11-tests
+	$(CARGO) test -q -p vx11-tests --lib
+test-e2e: ## API-server and end-to-end tests on the test cluster
+	@tests/e2e.sh
+lint: ## Clippy with every warning denied
+	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
+fmt: ## Format the code
+	$(CARGO) fmt --all
+fmt-check:
+	$(CARGO) fmt --all --check
+check-generated:
+	@tests/generate.sh --check
+check-scripts:
+	@tests/check-scripts.sh
+check-chart:
+	@tests/check-chart.sh
+fuzz: ## Fuzz every parser, 30 s each
+	@tests/fuzz.sh
+simulate: ## Replay the scaling traces in virtual time and check every invariant
+	$(CARGO) run -q --release -p vx11-controller -- simulate
+
+##@ Measure
+.PHONY: bench bench-backend
+bench: ## Measure the operator on the test cluster (docs/benchmarks.md)
+	@tests/bench/run.sh operator
+bench-backend: ## Measure operator-backend against its peers
+	@tests/bench/run.sh backend
+
+##@ Work on it
+.PHONY: generate clean
+generate: ## Write the files derived from the API types: CRD, the chart's copy, docs/api.md
+	@tests/generate.sh
+clean: ## Remove build output (the cluster: make down)
+	$(CARGO) clean
