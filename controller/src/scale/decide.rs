@@ -44,7 +44,7 @@ pub fn decide(policy: &Policy, observed: &Observation, history: &History, now: M
         now,
     };
     let outcome = match (&stage, target) {
-        (Stage::WrongRemoved(kept), _) => Outcome::cancel(Reason::WrongInstanceRemoved, committed, kept),
+        (Stage::WrongRemoved(kept), _) => scene.serve_again(Reason::WrongInstanceRemoved, kept, committed),
         // A drain is taken back at once when the load returns, whatever the windows say: it costs nothing.
         (Stage::Draining(drained), _) if wanted > committed => scene.take_back(drained),
         (_, target) if target > committed => scene.scale_out(),
@@ -174,7 +174,12 @@ impl Scene<'_> {
         fullest.sort_by(|a, b| b.streams().cmp(&a.streams()).then_with(|| a.name.cmp(&b.name)));
         fullest.truncate((self.wanted - self.committed) as usize);
         let kept = self.committed + u32::try_from(fullest.len()).unwrap_or(u32::MAX);
-        let mut outcome = Outcome::cancel(Reason::DrainCancelled, kept, &fullest);
+        self.serve_again(Reason::DrainCancelled, &fullest, kept)
+    }
+
+    /// These serve again, which makes `kept` instances; what the load asks for beyond that is added.
+    fn serve_again(&self, reason: Reason, instances: &[&Instance], kept: u32) -> Outcome {
+        let mut outcome = Outcome::cancel(reason, kept, instances);
         if self.target > kept {
             outcome.desired = self.target;
             outcome.actions.push(Action::SetReplicas {

@@ -1,7 +1,7 @@
 //! The last decisions of a cluster with everything that went into them, so that a person can ask why and
 //! anyone can replay them number by number.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, fmt::Write};
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,7 @@ impl Journal {
     }
 
     /// The entries, oldest first.
+    #[must_use]
     pub fn entries(&self) -> impl DoubleEndedIterator<Item = &Entry> {
         self.entries.iter()
     }
@@ -132,24 +133,26 @@ impl Journal {
             observed, decision, ..
         } in &self.entries
         {
-            text.push_str(&format!(
+            let _ = write!(
+                text,
                 "{}  {} -> {}  {}\n    {}\n",
                 time(decision.at),
                 observed.replicas,
                 decision.desired,
                 decision.reason.as_str(),
                 decision.message
-            ));
+            );
             for step in &decision.steps {
-                text.push_str(&format!(
-                    "    {:<14}{:>4}  {}\n",
+                let _ = writeln!(
+                    text,
+                    "    {:<14}{:>4}  {}",
                     format!("{:?}", step.step),
                     step.instances,
                     step.note
-                ));
+                );
             }
             for blocker in &decision.blocked_by {
-                text.push_str(&format!("    blocked by    {blocker}\n"));
+                let _ = writeln!(text, "    blocked by    {blocker}");
             }
         }
         text

@@ -1,5 +1,7 @@
 //! A decision in a person's words.
 
+use std::fmt::Write;
+
 use super::{
     capacity::Load,
     decision::{Decision, Reason, Step, StepKind},
@@ -19,7 +21,18 @@ pub(super) fn need(policy: &Policy, load: Load, needed: u32) -> Step {
 
 /// The whole story in one sentence or two.
 pub(super) fn tell(policy: &Policy, observed: &Observation, decision: &Decision) -> String {
-    let mut text = match policy.target {
+    let asks = match policy.target {
+        Target::Load { max, .. } if decision.needed > max => format!(
+            "{}, maxInstances allows {max}: raise it to {}",
+            cause(policy, decision.load, decision.needed),
+            decision.needed
+        ),
+        Target::Load { min, .. } if decision.needed < min => {
+            format!(
+                "{}, minInstances keeps {min}",
+                cause(policy, decision.load, decision.needed)
+            )
+        }
         Target::Load { .. } => cause(policy, decision.load, decision.needed),
         Target::Fixed { instances } => {
             format!(
@@ -28,32 +41,29 @@ pub(super) fn tell(policy: &Policy, observed: &Observation, decision: &Decision)
             )
         }
     };
-    if let Target::Load { min, max, .. } = policy.target {
-        if decision.needed > max {
-            text.push_str(&format!(
-                ", maxInstances allows {max}: raise it to {}",
-                decision.needed
-            ));
-        } else if decision.needed < min {
-            text.push_str(&format!(", minInstances keeps {min}"));
-        }
+    match consequence(decision) {
+        Some(consequence) => format!("{asks}; {}; {consequence}", census(observed)),
+        None => format!("{asks}; {}", census(observed)),
     }
-    text.push_str("; ");
-    text.push_str(&census(observed));
+}
+
+/// What is done about it, if anything.
+fn consequence(decision: &Decision) -> Option<String> {
     let victims = names(decision.victims.iter().map(String::as_str));
-    match decision.reason {
-        Reason::Steady | Reason::Fixed => {}
-        Reason::ScaleOut => text.push_str(&format!("; scaling out to {}", decision.desired)),
+    let desired = decision.desired;
+    Some(match decision.reason {
+        Reason::Steady | Reason::Fixed => return None,
+        Reason::ScaleOut => format!("scaling out to {desired}"),
         Reason::Stabilizing => {
             let waits = decision
                 .steps
                 .iter()
                 .find(|step| step.step == StepKind::Stabilization);
             let note = waits.map_or("", |step| step.note.as_str());
-            text.push_str(&format!(
-                "; {} wait for the stabilization window ({note})",
-                decision.wanted
-            ));
+            format!(
+                "{} wait for the stabilization window ({note})",
+                counted(decision.wanted.into(), "instance")
+            )
         }
         Reason::ScaleInBlocked => {
             let blockers: Vec<&str> = decision
@@ -61,31 +71,22 @@ pub(super) fn tell(policy: &Policy, observed: &Observation, decision: &Decision)
                 .iter()
                 .map(|blocker| blocker.detail.as_str())
                 .collect();
-            text.push_str(&format!("; scaling in waits: {}", blockers.join("; ")));
+            format!("scaling in waits: {}", blockers.join("; "))
         }
-        Reason::Draining => text.push_str(&format!(
-            "; draining {victims} to scale in to {}",
-            decision.desired
-        )),
-        Reason::ScaleIn => text.push_str(&format!(
-            "; removing {victims}, drained, to scale in to {}",
-            decision.desired
-        )),
+        Reason::Draining => format!("draining {victims} to scale in to {desired}"),
+        Reason::ScaleIn => format!("removing {victims}, drained, to scale in to {desired}"),
         Reason::DrainCancelled => {
             let why = decision
                 .blocked_by
                 .first()
                 .map_or("the load came back", |blocker| blocker.detail.as_str());
-            text.push_str(&format!("; {victims} serve again: {why}"));
+            format!("{victims} serve again: {why}")
         }
         Reason::WrongInstanceRemoved => {
-            text.push_str(&format!(
-                "; another instance was removed instead of {victims}, which serve again"
-            ));
+            format!("another instance was removed instead of {victims}, which serve again")
         }
-        Reason::Rebalancing => text.push_str("; levelling streams after the scale-out"),
-    }
-    text
+        Reason::Rebalancing => "levelling streams after the scale-out".to_owned(),
+    })
 }
 
 /// `1,432 clients need 4 instances (475 each)`, by whichever load asks for more.
@@ -133,7 +134,7 @@ fn census(observed: &Observation) -> String {
         (observed.count(Lifecycle::Terminating), "terminating"),
     ];
     for (count, kind) in others.into_iter().filter(|(count, _)| *count > 0) {
-        text.push_str(&format!(", {count} {kind}"));
+        let _ = write!(text, ", {count} {kind}");
     }
     text
 }

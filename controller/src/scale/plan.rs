@@ -1,6 +1,8 @@
 //! The scaling guide's decision tree: one instance, one with twice the resources, or several; with what each
 //! carries, needs and costs. Pure; `vx11-controller plan` prints it and status carries its verdict.
 
+use std::fmt::Write;
+
 use serde::Serialize;
 
 use super::{
@@ -322,11 +324,11 @@ impl Plan {
                     .map(String::len)
                     .max()
                     .unwrap_or(0);
-                line.push_str(&if column == 0 || column == row.len() - 1 {
-                    format!("{cell:<width$}  ")
+                let _ = if column == 0 || column == row.len() - 1 {
+                    write!(line, "{cell:<width$}  ")
                 } else {
-                    format!("{cell:>width$}  ")
-                });
+                    write!(line, "{cell:>width$}  ")
+                };
             }
             text.push_str(line.trim_end());
             text.push('\n');

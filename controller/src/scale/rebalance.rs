@@ -216,7 +216,7 @@ mod tests {
             let now = Moment(pass * PASS_SECONDS * 1000);
             match plan_pass(episode, &instances(&streams), 1000, now) {
                 Pass::Done => break,
-                Pass::Wait => continue,
+                Pass::Wait => {}
                 Pass::Shed(shares) => {
                     for share in shares {
                         let index: usize = share.name["pod-".len()..].parse().unwrap();

@@ -1,5 +1,7 @@
 //! Numbers and lists as a person reads them.
 
+use std::fmt::Write;
+
 /// `1432` as `1,432`.
 #[must_use]
 pub fn thousands(number: u64) -> String {
@@ -31,7 +33,7 @@ pub fn names<'a>(all: impl IntoIterator<Item = &'a str>) -> String {
     let mut text = all.by_ref().take(3).collect::<Vec<_>>().join(", ");
     let more = all.count();
     if more > 0 {
-        text.push_str(&format!(" and {more} more"));
+        let _ = write!(text, " and {more} more");
     }
     text
 }
