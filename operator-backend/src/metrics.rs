@@ -51,6 +51,10 @@ pub enum RedisFailure {
 /// Writes a closed set of label values.
 macro_rules! labels {
     ($kind:ty: $($variant:ident = $text:literal),+ $(,)?) => {
+        impl $kind {
+            const ALL: &[Self] = &[$(Self::$variant),+];
+        }
+
         impl EncodeLabelValue for $kind {
             fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
                 EncodeLabelValue::encode(&match self { $(Self::$variant => $text),+ }, encoder)
@@ -65,7 +69,7 @@ labels!(Refusal: Instance = "instance", Principal = "principal", Address = "addr
 labels!(RedisFailure: Deadline = "deadline", Connection = "connection", Answer = "answer");
 
 /// Status classes of error answers; anything else is counted as `other`.
-const CODES: [u16; 13] = [400, 401, 403, 404, 405, 408, 411, 413, 415, 422, 429, 500, 503];
+const CODES: [u16; 12] = [400, 401, 403, 404, 405, 408, 413, 422, 429, 500, 503, 504];
 
 /// One label; the name is a constant, the value from a closed set.
 type Label<V> = [(&'static str, V); 1];
@@ -162,7 +166,7 @@ impl Metrics {
         let seconds = [
             0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
         ];
-        Self {
+        let metrics = Self {
             tokens_issued: family!(
                 r,
                 Counter::default(),
@@ -316,6 +320,25 @@ impl Metrics {
                 "Streams that the drain has closed"
             ),
             registry: r,
+        };
+        metrics.begin_at_zero();
+        metrics
+    }
+
+    /// Makes every series exist from the start: a rate sees the first increment only of a series that was
+    /// there before.
+    fn begin_at_zero(&self) {
+        for reason in AuthFailure::ALL {
+            self.auth_failures.get_or_create(&[("reason", *reason)]);
+        }
+        for reason in Refusal::ALL {
+            self.refusals.get_or_create(&[("reason", *reason)]);
+        }
+        for reason in RedisFailure::ALL {
+            self.redis_failures.get_or_create(&[("reason", *reason)]);
+        }
+        for code in CODES.into_iter().chain([0]) {
+            self.errors_by_code.get_or_create(&[("code", CodeLabel(code))]);
         }
     }
 
@@ -380,6 +403,10 @@ mod tests {
             "vx11_sse_auth_failures_total{reason=\"expired\"} 1",
             "vx11_sse_errors_by_code_total{code=\"403\"} 1",
             "vx11_sse_errors_by_code_total{code=\"other\"} 1",
+            "vx11_sse_errors_by_code_total{code=\"429\"} 0",
+            "vx11_sse_auth_failures_total{reason=\"missing\"} 0",
+            "vx11_sse_refusals_total{reason=\"draining\"} 0",
+            "vx11_redis_failures_total{reason=\"deadline\"} 0",
             "vx11_principal_token_invalid_total 0",
             "vx11_cache_integrity_check_failed_total 0",
         ] {

@@ -113,7 +113,11 @@ impl Identities {
                  or every request is refused"
             );
         } else {
-            tracing::info!(principals = ?names, tokens = principals.tokens(), "principals in force");
+            tracing::info!(
+                principals = names.join(","),
+                tokens = principals.tokens(),
+                "principals in force"
+            );
         }
         self.principals.send_replace(Arc::new(principals));
         Ok(())

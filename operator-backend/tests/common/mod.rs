@@ -1,0 +1,78 @@
+//! What the integration tests share: real backends, a real Redis, a proxy that breaks the line between
+//! them, and a client. Whatever a test starts ends with it.
+#![allow(dead_code, reason = "every test binary compiles this and uses its part of it")]
+
+mod backend;
+mod http;
+mod proxy;
+mod redis_server;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+pub(crate) use backend::{Backend, PRINCIPAL_TOKEN, SIGNING_KEY};
+pub(crate) use http::{Answer, Client, EventStream};
+pub(crate) use proxy::Proxy;
+pub(crate) use redis_server::RedisServer;
+
+/// A directory of its own for each caller, removed with it.
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("vx11-test-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn write(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Asks until the answer is yes; panics with what did not happen once `within` is over.
+pub(crate) async fn eventually(what: &str, within: Duration, mut is_so: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(
+            begun.elapsed() < within,
+            "within {within:?} this did not happen: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A port that nobody listens on now.
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// Sends a signal to a process that a test started.
+pub(crate) fn signal(process: u32, name: &str) {
+    let status = std::process::Command::new("sh")
+        .args(["-c", &format!("kill -s {name} {process}")])
+        .status()
+        .unwrap();
+    assert!(status.success(), "cannot send {name} to {process}");
+}
