@@ -24,6 +24,7 @@ write() {
   fi
 }
 
+# shellcheck disable=SC2317 # called through write
 controller() { cargo run -q -p vx11-controller -- "$@"; }
 
 write crds/vx11clusters.yaml controller crd
