@@ -57,7 +57,7 @@ expect_refusal replica --set replica=3
 expect_refusal /replicas --set replicas=many
 expect_refusal tga --set image.tga=1
 expect_refusal /watchNamespaces --set 'watchNamespaces={Not_A_Name}'
-expect_refusal /podLabels --set 'podLabels.app\.kubernetes\.io/name=x'
+expect_refusal app.kubernetes.io/name --set 'podLabels.app\.kubernetes\.io/name=x'
 expect_refusal serviceAccount.name --set serviceAccount.create=false
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)

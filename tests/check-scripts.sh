@@ -13,7 +13,7 @@ if ! command -v shellcheck >/dev/null; then
 fi
 
 mapfile -t scripts < <(git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run)
-shellcheck -x "${scripts[@]}"
+shellcheck -x --source-path=SCRIPTDIR --source-path=. "${scripts[@]}"
 for script in "${scripts[@]}"; do
   # A script that is sourced says so in its first line and needs no mode.
   if [ "$(head -c 2 "$script")" = '#!' ] && [ ! -x "$script" ]; then
