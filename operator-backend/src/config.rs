@@ -29,7 +29,7 @@ impl From<String> for Secret {
 
 /// Exchange principal tokens for ephemeral tokens and stream events to those who present one.
 #[derive(Parser, Clone)]
-#[command(name = "operator-backend", version, about)]
+#[command(name = "operator-backend", version, about, args_override_self = true)]
 pub struct Config {
     /// Address of the public port.
     #[arg(long, env = "VX11_LISTEN", default_value = "0.0.0.0:8001")]

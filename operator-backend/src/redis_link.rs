@@ -82,7 +82,7 @@ struct Up {
 #[derive(Clone)]
 enum State {
     Up(Box<Up>),
-    Down(String),
+    Down { reason: String, since: Instant },
 }
 
 /// Handle to the link; clones share it.
@@ -119,7 +119,10 @@ impl RedisLink {
         Some(Self(Arc::new(Inner {
             settings: settings.clone(),
             host,
-            state: watch::Sender::new(State::Down("not connected yet".to_owned())),
+            state: watch::Sender::new(State::Down {
+                reason: "not connected yet".to_owned(),
+                since: Instant::now(),
+            }),
             tripped: Notify::new(),
             last_answer: AtomicU64::new(0),
             started: Instant::now(),
@@ -134,7 +137,7 @@ impl RedisLink {
     pub fn state(&self) -> LinkState {
         match &*self.0.state.borrow() {
             State::Up(_) => LinkState::Up,
-            State::Down(reason) => LinkState::Down(reason.clone()),
+            State::Down { reason, .. } => LinkState::Down(reason.clone()),
         }
     }
 
@@ -165,7 +168,7 @@ impl RedisLink {
     pub fn complete_since(&self) -> Option<i64> {
         match &*self.0.state.borrow() {
             State::Up(up) => Some(up.complete_since),
-            State::Down(_) => None,
+            State::Down { .. } => None,
         }
     }
 
@@ -184,6 +187,16 @@ impl RedisLink {
             .subscribe()
             .wait_for(|state| matches!(state, State::Up(_)))
             .await;
+    }
+
+    /// Whether commands go through, after waiting for the end of an outage that is younger than
+    /// `patience`: a Redis that restarts or fails over at once is back by then.
+    pub async fn settle(&self, patience: Duration) -> bool {
+        let remaining = match &*self.0.state.borrow() {
+            State::Up(_) => return true,
+            State::Down { since, .. } => patience.saturating_sub(since.elapsed()),
+        };
+        timeout(remaining, self.wait_up()).await.is_ok()
     }
 
     /// Runs a command on the shared connection.
@@ -235,7 +248,7 @@ impl RedisLink {
     fn up(&self) -> Option<Up> {
         match &*self.0.state.borrow() {
             State::Up(up) => Some(Up::clone(up)),
-            State::Down(_) => None,
+            State::Down { .. } => None,
         }
     }
 
@@ -283,7 +296,10 @@ impl RedisLink {
     fn trip(&self, generation: u64, reason: &str) {
         let tripped = self.0.state.send_if_modified(|state| match state {
             State::Up(up) if up.generation == generation => {
-                *state = State::Down(reason.to_owned());
+                *state = State::Down {
+                    reason: reason.to_owned(),
+                    since: Instant::now(),
+                };
                 true
             }
             _ => false,
@@ -296,7 +312,8 @@ impl RedisLink {
         }
     }
 
-    /// Connects, watches, connects again, until the process ends. Before the link counts as up,
+    /// Connects, watches, connects again, until the process ends; at once after a connection that has
+    /// lasted, after a pause otherwise. Before the link counts as up,
     /// whatever `replay` gives is written, so that Redis knows what happened without it.
     pub async fn supervise(self, replay: impl Fn() -> Option<Pipeline>) {
         let mut generation = 0;
@@ -314,7 +331,11 @@ impl RedisLink {
                     if let Some(pipeline) = replay() {
                         let _ = self.query_pipeline::<()>(&pipeline, PROBE_DEADLINE).await;
                     }
+                    let begun = Instant::now();
                     self.watch_over(generation).await;
+                    if begun.elapsed() > RETRY_PAUSE {
+                        continue;
+                    }
                 }
                 Err(error) => self.still_down(&error),
             }
@@ -324,18 +345,20 @@ impl RedisLink {
 
     fn still_down(&self, error: &RedisError) {
         let reason = describe(error);
-        self.0.state.send_if_modified(|state| {
-            let news = !matches!(state, State::Down(known) if *known == reason);
-            if news {
+        self.0.state.send_if_modified(|state| match state {
+            State::Down { reason: known, .. } if *known == reason => false,
+            State::Down { reason: known, .. } => {
                 tracing::warn!(
                     reason,
                     host = self.0.host,
                     port = self.0.settings.port,
                     "cannot use Redis"
                 );
-                *state = State::Down(reason);
+                *known = reason;
+                true
             }
-            news
+            // Only the supervisor closes the breaker, and it is here.
+            State::Up(_) => false,
         });
     }
 

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::signed::TokenId;
+use super::signed::{TICK_MILLISECONDS, TokenId};
 
 /// Live tokens, counted by the second of their issue: exact to a second and independent of how many there
 /// are. Nothing is stored for a token, so issuing costs no memory.
@@ -47,13 +47,19 @@ impl LiveTokens {
         });
     }
 
-    /// Takes back a token that was issued at `then` and has been used up.
+    /// Takes back a token that was issued at `then`, rounded up to the unit of token expiry, and has been
+    /// used up. The rounding may have carried it into the next second.
     pub(super) fn redeemed(&self, then: i64) {
-        let second = second(then);
-        let Some(slot) = self.slot(second) else { return };
-        let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |value| {
-            (value >> 32 == second & 0xffff_ffff && value & 0xffff_ffff > 0).then(|| value - 1)
-        });
+        let seconds = [second(then.saturating_sub(TICK_MILLISECONDS - 1)), second(then)];
+        for second in seconds {
+            let Some(slot) = self.slot(second) else { continue };
+            let taken = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |value| {
+                (value >> 32 == second & 0xffff_ffff && value & 0xffff_ffff > 0).then(|| value - 1)
+            });
+            if taken.is_ok() {
+                return;
+            }
+        }
     }
 
     /// Number of tokens that are not expired at `now`, in milliseconds.
@@ -142,9 +148,12 @@ mod tests {
         let live = LiveTokens::new(60);
         live.issued(5000);
         live.issued(5000);
-        live.redeemed(5999);
+        live.redeemed(6000);
         assert_eq!(live.count(6000), 1);
         live.redeemed(9000);
+        assert_eq!(live.count(9000), 1);
+        live.issued(5999);
+        live.redeemed(5999);
         assert_eq!(live.count(9000), 1);
     }
 

@@ -13,6 +13,9 @@ use crate::{
 /// How long a redemption may take. Giving up early would leave open whether Redis gave the token away, and
 /// the fallback might then give it away a second time; so a redemption waits until Redis is surely gone.
 const REDEEM_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a redemption whose connection broke waits for the next one: a Redis that restarted or failed
+/// over at once is back by then.
+const REDEEM_RECONNECT: Duration = Duration::from_millis(400);
 
 /// Tokens in the Redis that the instances share.
 pub(super) struct RedisStore {
@@ -127,8 +130,20 @@ impl RedisStore {
     pub(super) async fn mark_used(&self, token: TokenId, remaining: i64) -> Result<bool, LinkError> {
         let mut command = command("SET", &Key::new(Prefix::Used, token));
         command.arg(1).arg("NX").arg("EX").arg(seconds(remaining));
-        let first: Option<String> = self.link.query(&command, REDEEM_DEADLINE).await?;
+        let first: Option<String> = self.redeem(&command).await?;
         Ok(first.is_some())
+    }
+
+    /// Runs a redemption, and again on the next connection if there is one soon. Should the first run have
+    /// had its effect, the second finds the token used: a client may have to ask again, but a token is never
+    /// given away twice.
+    async fn redeem(&self, command: &Cmd) -> Result<Option<String>, LinkError> {
+        match self.link.query(command, REDEEM_DEADLINE).await {
+            Err(LinkError::Connection | LinkError::Down) if self.link.settle(REDEEM_RECONNECT).await => {
+                self.link.query(command, REDEEM_DEADLINE).await
+            }
+            outcome => outcome,
+        }
     }
 
     /// Size and load of Redis, in one command that does not look at keys.

@@ -38,8 +38,9 @@ use crate::auth::{KeyRing, Principal, Principals, SigningKey};
 /// Longest life of a token that the wrapping expiry can express, with room for clocks that differ.
 pub const LONGEST_LIFE_MILLISECONDS: i64 = 3_600_000;
 
-/// Unit of the expiry, milliseconds.
-const TICK: i64 = 125;
+/// Unit of the expiry, milliseconds: issue times are rounded up to it.
+pub const TICK_MILLISECONDS: i64 = 125;
+const TICK: i64 = TICK_MILLISECONDS;
 const DOMAIN: &str = "vx11 token 1\0";
 
 /// The 128 bits of a token. No `Debug`, no `Display`: a token must not reach a log by accident.

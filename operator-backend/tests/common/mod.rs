@@ -4,6 +4,7 @@
 
 mod backend;
 mod http;
+pub(crate) mod load;
 mod proxy;
 mod redis_server;
 

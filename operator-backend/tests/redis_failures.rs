@@ -1,0 +1,298 @@
+//! What clients notice when Redis fails: R1, R2 and R4, each failure caused on a real redis-server.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{
+    Backend, PRINCIPAL_TOKEN, Proxy, RedisServer, eventually,
+    load::{self, Sample},
+};
+use rstest::rstest;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep_until},
+};
+
+const TOKEN: &str = "/operator/api/events/sse-token";
+const SECOND: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(5);
+
+/// The tests that measure latency run one at a time.
+static QUIET: Mutex<()> = Mutex::const_new(());
+
+#[derive(Clone, Copy, Debug)]
+enum Failure {
+    Killed,
+    Stopped,
+    Paused,
+    Unreachable,
+    OutOfMemory,
+}
+
+impl Failure {
+    fn begin(self, redis: &mut RedisServer, line: &Proxy) {
+        match self {
+            Self::Killed => redis.kill(),
+            Self::Stopped => redis.freeze(),
+            Self::Paused => assert_eq!(redis.cli(&["CLIENT", "PAUSE", "2000", "ALL"]), "OK"),
+            Self::Unreachable => line.go_silent(),
+            Self::OutOfMemory => assert_eq!(redis.cli(&["CONFIG", "SET", "maxmemory", "1"]), "OK"),
+        }
+    }
+
+    fn end(self, redis: &mut RedisServer, line: &Proxy) {
+        match self {
+            Self::Killed => redis.restart(),
+            Self::Stopped => redis.thaw(),
+            // Ends by itself, 2 s after it began.
+            Self::Paused => {}
+            Self::Unreachable => line.heal(),
+            Self::OutOfMemory => assert_eq!(redis.cli(&["CONFIG", "SET", "maxmemory", "0"]), "OK"),
+        }
+    }
+}
+
+/// R1: issuance at 1000 a second has no error and no answer over 100 ms, and is back to a p99 of 5 ms and to
+/// storing its tokens within 1 s of the end of the failure.
+#[rstest]
+#[case::killed(Failure::Killed)]
+#[case::stopped(Failure::Stopped)]
+#[case::paused(Failure::Paused)]
+#[case::unreachable(Failure::Unreachable)]
+#[case::out_of_memory(Failure::OutOfMemory)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r1_issuance_goes_on_at_full_speed_whatever_happens_to_redis(#[case] failure: Failure) {
+    let _quiet = QUIET.lock().await;
+    let mut redis = RedisServer::start();
+    let line = Proxy::to(redis.port()).await;
+    let backend = Backend::with_redis_port(line.port(), &["--log", "info"]);
+    eventually("tokens are stored", SOON, async || {
+        backend.token().await;
+        backend.metric("vx11_redis_up").await > 0.5
+    })
+    .await;
+
+    let begun = Instant::now();
+    let length = 5 * SECOND;
+    let issuing = tokio::spawn(load::run(
+        backend.clone(),
+        TOKEN,
+        Some(("x-vx11-token", PRINCIPAL_TOKEN)),
+        1000,
+        length,
+    ));
+    let control = tokio::spawn(load::run(backend.clone(), "/health", None, 200, length));
+
+    sleep_until(begun + SECOND).await;
+    failure.begin(&mut redis, &line);
+    sleep_until(begun + 3 * SECOND).await;
+    let unstored = backend.metric("vx11_sse_token_issued_unstored_total").await;
+    failure.end(&mut redis, &line);
+    let returned = begun.elapsed();
+    // The first token that Redis holds again says that the link is back.
+    eventually("tokens are stored again", SECOND, async || {
+        let token = backend.token().await;
+        redis.cli(&["EXISTS", &format!("token:{token}")]) == "1"
+    })
+    .await;
+
+    let (issued, control) = (issuing.await.unwrap(), control.await.unwrap());
+    assert!(
+        unstored > 500.0,
+        "{failure:?} was hardly noticed: {unstored} tokens were not stored"
+    );
+    let errors = issued.iter().filter(|sample| sample.status != 200).count();
+    assert_eq!(
+        errors,
+        0,
+        "{failure:?}: {errors} of {} were refused",
+        issued.len()
+    );
+    // What stalls the machine stalls the control too; the rest is ours.
+    let noise = load::percentile(&control, 100);
+    let worst = load::percentile(&issued, 100);
+    println!("{failure:?}: worst {worst:?}, worst of the control {noise:?}");
+    assert!(
+        worst <= Duration::from_millis(100) + noise,
+        "{failure:?}: {worst:?}, control {noise:?}"
+    );
+
+    let after = |samples: &[Sample]| -> Vec<Sample> {
+        samples
+            .iter()
+            .filter(|sample| sample.due > returned + SECOND)
+            .copied()
+            .collect()
+    };
+    let (p99, noise) = (
+        load::percentile(&after(&issued), 99),
+        load::percentile(&after(&control), 99),
+    );
+    println!("{failure:?}: p99 after the return {p99:?}, of the control {noise:?}");
+    assert!(
+        p99 <= Duration::from_millis(5) + noise,
+        "{failure:?}: p99 {p99:?}, control {noise:?}"
+    );
+}
+
+/// R2, the whole story of one outage: no instance refuses a token of any other, whenever it was issued.
+#[tokio::test]
+async fn r2_a_token_issued_anywhere_in_any_mode_is_accepted_everywhere() {
+    let mut redis = RedisServer::start();
+    let instances: Vec<Backend> = (0..3).map(|_| Backend::with_redis(&redis, &[])).collect();
+    let all_accept = async |tokens: &[String], when: &str| {
+        for (number, instance) in instances.iter().enumerate() {
+            for token in tokens {
+                assert_eq!(instance.redeem(token).await, 200, "instance {number} {when}");
+            }
+        }
+    };
+    let issue_everywhere = async |tokens: &mut Vec<String>| {
+        for instance in &instances {
+            tokens.push(instance.token().await);
+        }
+    };
+    let up = async |expected: bool| {
+        for instance in &instances {
+            eventually("the state of Redis is known", SOON, async || {
+                (instance.metric("vx11_redis_up").await > 0.5) == expected
+            })
+            .await;
+        }
+    };
+
+    let mut tokens = Vec::new();
+    up(true).await;
+    issue_everywhere(&mut tokens).await;
+    all_accept(&tokens, "with Redis").await;
+
+    redis.kill();
+    all_accept(&tokens, "right after Redis died").await;
+    issue_everywhere(&mut tokens).await;
+    all_accept(&tokens, "without Redis").await;
+    let newcomer = Backend::with_redis(&redis, &[]);
+    for token in &tokens {
+        assert_eq!(
+            newcomer.redeem(token).await,
+            200,
+            "an instance that started without Redis"
+        );
+    }
+    tokens.push(newcomer.token().await);
+
+    redis.restart();
+    up(true).await;
+    issue_everywhere(&mut tokens).await;
+    all_accept(&tokens, "with an empty Redis").await;
+
+    redis.freeze();
+    all_accept(&tokens, "while Redis is stopped").await;
+    issue_everywhere(&mut tokens).await;
+    redis.thaw();
+    up(true).await;
+    all_accept(&tokens, "after Redis was stopped").await;
+}
+
+/// R2 without a shared key: Redis alone makes the instances one.
+#[tokio::test]
+async fn r2_instances_without_a_shared_key_accept_each_others_tokens_while_redis_answers() {
+    let redis = RedisServer::start();
+    let key = common::Directory::new();
+    key.write("current", "the-key-of-the-other-instance");
+    let one = Backend::with_redis(&redis, &[]);
+    let other = Backend::with_redis(&redis, &["--signing-keys-dir", key.path().to_str().unwrap()]);
+    let token = one.token().await;
+    assert_eq!(other.redeem(&token).await, 200);
+}
+
+/// A life of 2 s plus the promised second.
+const LIFE: &[&str] = &["--token-ttl", "2"];
+const LONGEST: Duration = Duration::from_secs(3);
+
+async fn is_dead_in_time(backend: &Backend, token: &str, issued: Instant) {
+    sleep_until(issued + LONGEST).await;
+    assert_eq!(
+        backend.redeem(token).await,
+        403,
+        "the token outlived its life by a second"
+    );
+}
+
+#[tokio::test]
+async fn r4_a_token_ends_in_time_across_an_outage() {
+    let mut redis = RedisServer::start();
+    let backend = Backend::with_redis(&redis, LIFE);
+    let (before, issued) = (backend.token().await, Instant::now());
+    redis.kill();
+    let during = backend.token().await;
+    assert_eq!(
+        [backend.redeem(&before).await, backend.redeem(&during).await],
+        [200, 200]
+    );
+    redis.restart();
+    is_dead_in_time(&backend, &before, issued).await;
+    is_dead_in_time(&backend, &during, issued).await;
+}
+
+#[tokio::test]
+async fn r4_a_token_ends_in_time_when_a_dump_without_expiry_is_restored() {
+    let mut redis = RedisServer::start();
+    let backend = Backend::with_redis(&redis, LIFE);
+    let (token, issued) = (backend.token().await, Instant::now());
+    let key = format!("token:{token}");
+    assert_eq!(redis.cli(&["PERSIST", &key]), "1");
+    assert_eq!(redis.cli(&["SAVE"]), "OK");
+    redis.kill();
+    redis.restart();
+    eventually("Redis is back", SOON, async || {
+        backend.metric("vx11_redis_up").await > 0.5
+    })
+    .await;
+    sleep_until(issued + LONGEST).await;
+    assert_eq!(
+        redis.cli(&["EXISTS", &key]),
+        "1",
+        "the dump holds the token for ever"
+    );
+    assert_eq!(backend.redeem(&token).await, 403);
+}
+
+#[tokio::test]
+async fn r4_a_token_ends_in_time_across_a_restart_of_the_instance() {
+    let backend = Backend::alone(LIFE);
+    let (token, issued) = (backend.token().await, Instant::now());
+    drop(backend);
+    let next = Backend::alone(LIFE);
+    assert_eq!(
+        next.redeem(&token).await,
+        200,
+        "the shared key outlives the process"
+    );
+    is_dead_in_time(&next, &token, issued).await;
+}
+
+#[tokio::test]
+async fn the_breaker_counts_an_outage_once_and_closes_by_itself() {
+    let redis = RedisServer::start();
+    let backend = Backend::with_redis(&redis, &[]);
+    eventually("Redis is up", SOON, async || {
+        backend.metric("vx11_redis_up").await > 0.5
+    })
+    .await;
+    redis.freeze();
+    eventually("Redis is given up", SOON, async || {
+        backend.token().await;
+        backend.metric("vx11_redis_up").await < 0.5
+    })
+    .await;
+    for _ in 0..20 {
+        backend.token().await;
+    }
+    assert!((backend.metric("vx11_redis_outages_total").await - 1.0).abs() < 0.1);
+    redis.thaw();
+    eventually("Redis is up again", SECOND, async || {
+        backend.metric("vx11_redis_up").await > 0.5
+    })
+    .await;
+}
