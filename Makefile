@@ -28,8 +28,8 @@ token: ## Print the principal token of the demo's VX11 cluster
 	@tests/show.sh token
 
 ##@ Check and test
-.PHONY: check lint fmt fmt-check check-generated check-scripts check-chart test test-unit test-e2e fuzz simulate
-check: fmt-check lint test-unit check-generated check-scripts check-chart ## Everything that needs no cluster
+.PHONY: check lint fmt fmt-check check-generated check-scripts check-chart check-docs test test-unit test-e2e fuzz simulate
+check: fmt-check lint test-unit check-generated check-scripts check-chart check-docs ## Everything that needs no cluster
 test: test-unit test-e2e ## Every test: unit, property, snapshot, API server, end to end
 test-unit: ## Unit, property and snapshot tests
 	$(CARGO) test -q --workspace --exclude vx11-tests
@@ -48,6 +48,8 @@ check-scripts:
 	@tests/check-scripts.sh
 check-chart:
 	@tests/check-chart.sh
+check-docs:
+	@tests/check-docs.sh
 fuzz: ## Fuzz every parser, 30 s each
 	@tests/fuzz.sh
 simulate: ## Replay the scaling traces in virtual time and check every invariant
