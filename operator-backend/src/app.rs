@@ -192,7 +192,10 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         }
         response
     } else {
-        request.extensions_mut().insert(correlation.clone());
+        if route == STREAM_PATH {
+            // A stream tells its id in its first event.
+            request.extensions_mut().insert(correlation.clone());
+        }
         next.run(request).await
     };
 

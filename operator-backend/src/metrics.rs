@@ -329,16 +329,16 @@ impl Metrics {
     /// there before.
     fn begin_at_zero(&self) {
         for reason in AuthFailure::ALL {
-            self.auth_failures.get_or_create(&[("reason", *reason)]);
+            drop(self.auth_failures.get_or_create(&[("reason", *reason)]));
         }
         for reason in Refusal::ALL {
-            self.refusals.get_or_create(&[("reason", *reason)]);
+            drop(self.refusals.get_or_create(&[("reason", *reason)]));
         }
         for reason in RedisFailure::ALL {
-            self.redis_failures.get_or_create(&[("reason", *reason)]);
+            drop(self.redis_failures.get_or_create(&[("reason", *reason)]));
         }
         for code in CODES.into_iter().chain([0]) {
-            self.errors_by_code.get_or_create(&[("code", CodeLabel(code))]);
+            drop(self.errors_by_code.get_or_create(&[("code", CodeLabel(code))]));
         }
     }
 

@@ -6,8 +6,9 @@
 //! supervisor tries to connect every 200 ms until Redis answers again. Nothing ever waits for a
 //! reconnect: a caller gets its answer within the deadline or learns that there is none.
 
+mod batch;
+
 use std::{
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,14 +17,17 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError,
-    ServerErrorKind, aio::MultiplexedConnection, io::tcp::TcpSettings,
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError,
+    ServerErrorKind, aio::MultiplexedConnection,
 };
 use tokio::{
+    net::TcpStream,
     sync::{Notify, watch},
+    task::AbortHandle,
     time::timeout,
 };
 
+use self::batch::Batched;
 use crate::{
     config::{RedisConfig, Secret, secret},
     metrics::{Metrics, RedisFailure},
@@ -74,9 +78,27 @@ pub enum LinkState {
 #[derive(Clone)]
 struct Up {
     connection: MultiplexedConnection,
+    /// Ends the connection with its last user, whatever is still waiting on it.
+    _driver: Arc<Driver>,
     generation: u64,
     /// Since when what Redis holds is known to be complete, milliseconds on the cluster's clock.
     complete_since: i64,
+}
+
+/// The task that moves the bytes of a connection.
+struct Driver(AbortHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A connection of the caller's own, for commands that block; it closes when this is dropped.
+pub struct Dedicated {
+    /// Runs commands one after the other.
+    pub connection: MultiplexedConnection,
+    _driver: Driver,
 }
 
 #[derive(Clone)]
@@ -233,16 +255,17 @@ impl RedisLink {
         self.judge(answer, &up, asked)
     }
 
-    /// A connection of its own, for commands that block. It has no deadline and no breaker: the caller
-    /// sets `response_timeout` above its longest block and connects again after any error.
+    /// A connection of its own, for commands that block. It has no breaker: the caller sets
+    /// `response_timeout` above its longest block and connects again after any error.
     ///
     /// # Errors
     /// What the connection attempt came to.
-    pub async fn connect_dedicated(
-        &self,
-        response_timeout: Duration,
-    ) -> Result<MultiplexedConnection, RedisError> {
-        self.open(Some(response_timeout)).await
+    pub async fn connect_dedicated(&self, response_timeout: Duration) -> Result<Dedicated, RedisError> {
+        let (connection, driver) = self.open(Some(response_timeout), || ()).await?;
+        Ok(Dedicated {
+            connection,
+            _driver: driver,
+        })
     }
 
     fn up(&self) -> Option<Up> {
@@ -402,7 +425,11 @@ impl RedisLink {
         before: Option<&Incarnation>,
         replay: &impl Fn() -> Option<Pipeline>,
     ) -> Result<(Up, Incarnation), RedisError> {
-        let mut connection = self.open(None).await?;
+        let link = self.clone();
+        // The driver ends when the connection does, so an outage is seen even while nobody asks.
+        let (mut connection, driver) = self
+            .open(None, move || link.trip(generation, "the connection broke"))
+            .await?;
         let asked = Instant::now();
         let mut pipeline = probe();
         pipeline.cmd("INFO").arg("server");
@@ -416,6 +443,7 @@ impl RedisLink {
         Ok((
             Up {
                 connection,
+                _driver: Arc::new(driver),
                 generation,
                 complete_since: found.complete_since,
             },
@@ -442,54 +470,50 @@ impl RedisLink {
         }
     }
 
-    async fn open(&self, response_timeout: Option<Duration>) -> Result<MultiplexedConnection, RedisError> {
-        let password = password(&self.0.settings).await?;
+    async fn open(
+        &self,
+        response_timeout: Option<Duration>,
+        on_end: impl FnOnce() + Send + 'static,
+    ) -> Result<(MultiplexedConnection, Driver), RedisError> {
+        let mut settings = RedisConnectionInfo::default().set_db(self.0.settings.database.into());
+        if let Some(password) = password(&self.0.settings).await? {
+            settings = settings.set_password(password.expose());
+        }
+        let config = AsyncConnectionConfig::new()
+            .set_response_timeout(response_timeout)
+            .set_pipeline_buffer_size(PIPELINE_QUEUE);
+        let socket = Batched::new(self.connect().await?);
+        let handshake = MultiplexedConnection::new_with_config(&settings, socket, config);
+        let (connection, driver) = in_time(handshake).await?;
+        let driver = tokio::spawn(async move {
+            driver.await;
+            on_end();
+        });
+        Ok((connection, Driver(driver.abort_handle())))
+    }
+
+    /// A socket to the first address of the host that takes one.
+    async fn connect(&self) -> Result<TcpStream, RedisError> {
         let host = (self.0.host.as_str(), self.0.settings.port);
-        let addresses = timeout(RESOLVE_DEADLINE, tokio::net::lookup_host(host)).await;
-        let addresses: Vec<SocketAddr> = match addresses {
-            Ok(addresses) => addresses?.collect(),
-            Err(_) => {
-                return Err(plain(
-                    ErrorKind::Io,
-                    "the name of the Redis host does not resolve in time",
-                ));
-            }
+        let Ok(addresses) = timeout(RESOLVE_DEADLINE, tokio::net::lookup_host(host)).await else {
+            return Err(plain(
+                ErrorKind::Io,
+                "the name of the Redis host does not resolve in time",
+            ));
         };
         let mut last = plain(ErrorKind::Io, "the name of the Redis host has no address");
-        for address in addresses {
-            let attempt = self.open_address(address, password.as_ref(), response_timeout);
+        for address in addresses? {
+            let attempt = async {
+                let socket = TcpStream::connect(address).await?;
+                socket.set_nodelay(true)?;
+                Ok(socket)
+            };
             match in_time(attempt).await {
-                Ok(connection) => return Ok(connection),
+                Ok(socket) => return Ok(socket),
                 Err(error) => last = error,
             }
         }
         Err(last)
-    }
-
-    async fn open_address(
-        &self,
-        address: SocketAddr,
-        password: Option<&Secret>,
-        response_timeout: Option<Duration>,
-    ) -> Result<MultiplexedConnection, RedisError> {
-        let info = (address.ip().to_string(), address.port()).into_connection_info()?;
-        let mut settings = info
-            .redis_settings()
-            .clone()
-            .set_db(self.0.settings.database.into());
-        if let Some(password) = password {
-            settings = settings.set_password(password.expose());
-        }
-        let info = info
-            .set_redis_settings(settings)
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(PROBE_DEADLINE))
-            .set_response_timeout(response_timeout)
-            .set_pipeline_buffer_size(PIPELINE_QUEUE);
-        Client::open(info)?
-            .get_multiplexed_async_connection_with_config(&config)
-            .await
     }
 }
 
