@@ -1,0 +1,390 @@
+//! The instances: Deployment, Service and ServiceAccount.
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
+        core::v1::{
+            Container, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler,
+            LocalObjectReference, ObjectFieldSelector, PodSpec, PodTemplateSpec, Probe, SecretVolumeSource,
+            Service, ServiceAccount, ServicePort, ServiceSpec, SleepAction, TopologySpreadConstraint, Volume,
+        },
+    },
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+};
+
+use super::metadata;
+use crate::{
+    cluster::ValidatedCluster,
+    names::{self, ADMIN_PORT, Component, HTTP_PORT},
+};
+
+/// User of the image; it exists in no passwd file and needs none.
+const USER: i64 = 65_532;
+/// Seconds a stopping pod goes on serving, so that every proxy has seen it leave the endpoints.
+const PRE_STOP_SECONDS: i32 = 3;
+/// Seconds after the drain that a pod has for closing its last connections.
+const CLOSING_SECONDS: i32 = 7;
+
+const PRINCIPALS_DIR: &str = "/etc/vx11/principals";
+const KEYS_DIR: &str = "/etc/vx11/keys";
+const REDIS_DIR: &str = "/etc/vx11/redis";
+
+/// The Deployment, without `replicas`: those belong to the scale field manager alone.
+#[must_use]
+pub fn build_deployment(cluster: &ValidatedCluster) -> Deployment {
+    let identity = &cluster.identity;
+    Deployment {
+        metadata: metadata::owned(identity, Component::Backend, names::backend(&identity.name)),
+        spec: Some(DeploymentSpec {
+            paused: None,
+            progress_deadline_seconds: Some(600),
+            replicas: None,
+            revision_history_limit: Some(3),
+            selector: metadata::selector(identity, Component::Backend),
+            strategy: Some(DeploymentStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                rolling_update: Some(RollingUpdateDeployment {
+                    max_surge: Some(IntOrString::String("25%".to_owned())),
+                    max_unavailable: Some(IntOrString::Int(0)),
+                }),
+            }),
+            template: build_pod(cluster),
+        }),
+        status: None,
+    }
+}
+
+/// The Service: the public port only.
+#[must_use]
+pub fn build_service(cluster: &ValidatedCluster) -> Service {
+    let identity = &cluster.identity;
+    Service {
+        metadata: metadata::owned(identity, Component::Backend, names::backend(&identity.name)),
+        spec: Some(ServiceSpec {
+            type_: Some("ClusterIP".to_owned()),
+            selector: Some(names::selector(&identity.name, Component::Backend)),
+            session_affinity: Some("None".to_owned()),
+            internal_traffic_policy: Some("Cluster".to_owned()),
+            ports: Some(vec![ServicePort {
+                name: Some("http".to_owned()),
+                port: HTTP_PORT,
+                target_port: Some(IntOrString::String("http".to_owned())),
+                protocol: Some("TCP".to_owned()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// The ServiceAccount, without a token: the instances never talk to Kubernetes.
+#[must_use]
+pub fn build_service_account(cluster: &ValidatedCluster) -> ServiceAccount {
+    let identity = &cluster.identity;
+    ServiceAccount {
+        metadata: metadata::owned(identity, Component::Backend, names::backend(&identity.name)),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    }
+}
+
+fn build_pod(cluster: &ValidatedCluster) -> PodTemplateSpec {
+    let identity = &cluster.identity;
+    let spec = &cluster.backend.spec;
+    let pod = &spec.pod;
+
+    let mut labels = pod.labels.clone();
+    labels.extend(names::labels(&identity.name, Component::Backend));
+    let mut annotations = pod.annotations.clone();
+    if let Some(redis) = &cluster.redis {
+        annotations.insert(
+            names::REDIS_PASSWORD_FINGERPRINT.to_owned(),
+            redis.password_fingerprint.clone(),
+        );
+    }
+    let pull_secrets: Vec<LocalObjectReference> = spec
+        .image_pull_secrets
+        .iter()
+        .map(|secret| LocalObjectReference {
+            name: secret.name.clone(),
+        })
+        .collect();
+
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels),
+            annotations: (!annotations.is_empty()).then_some(annotations),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(PodSpec {
+            affinity: pod.affinity.clone(),
+            automount_service_account_token: Some(false),
+            containers: vec![build_container(cluster)],
+            dns_policy: Some("ClusterFirst".to_owned()),
+            enable_service_links: Some(false),
+            image_pull_secrets: (!pull_secrets.is_empty()).then_some(pull_secrets),
+            node_selector: (!pod.node_selector.is_empty()).then(|| pod.node_selector.clone()),
+            priority_class_name: pod.priority_class_name.clone(),
+            restart_policy: Some("Always".to_owned()),
+            scheduler_name: Some("default-scheduler".to_owned()),
+            security_context: Some(metadata::pod_security(USER)),
+            service_account_name: Some(names::backend(&identity.name)),
+            termination_grace_period_seconds: Some(i64::from(
+                PRE_STOP_SECONDS + spec.stream.drain_seconds + CLOSING_SECONDS,
+            )),
+            tolerations: (!pod.tolerations.is_empty()).then(|| pod.tolerations.clone()),
+            topology_spread_constraints: Some(build_spread(cluster)),
+            volumes: Some(build_volumes(cluster)),
+            ..PodSpec::default()
+        }),
+    }
+}
+
+fn build_container(cluster: &ValidatedCluster) -> Container {
+    let mut mounts = vec![
+        metadata::mount("principals", PRINCIPALS_DIR, true),
+        metadata::mount("keys", KEYS_DIR, true),
+    ];
+    if cluster.redis.is_some() {
+        mounts.push(metadata::mount("redis", REDIS_DIR, true));
+    }
+    Container {
+        name: "backend".to_owned(),
+        image: Some(cluster.backend.image.clone()),
+        image_pull_policy: Some(cluster.backend.spec.image_pull_policy.as_str().to_owned()),
+        env: Some(build_environment(cluster)),
+        ports: Some(vec![
+            metadata::container_port("http", HTTP_PORT),
+            metadata::container_port("admin", ADMIN_PORT),
+        ]),
+        resources: Some(cluster.backend.resources.clone()),
+        security_context: Some(metadata::container_security()),
+        volume_mounts: Some(mounts),
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                sleep: Some(SleepAction {
+                    seconds: i64::from(PRE_STOP_SECONDS),
+                }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
+        // A second apart while it starts, so that it serves as soon as it can.
+        startup_probe: Some(probe("/livez", 1, 60)),
+        readiness_probe: Some(probe("/readyz", 2, 2)),
+        liveness_probe: Some(probe("/livez", 10, 3)),
+        termination_message_path: Some("/dev/termination-log".to_owned()),
+        // The last lines of the log are the reason that status shows.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        ..Container::default()
+    }
+}
+
+fn build_environment(cluster: &ValidatedCluster) -> Vec<EnvVar> {
+    let spec = &cluster.backend.spec;
+    let stream = &spec.stream;
+    let limits = &spec.limits;
+    let mut variables = vec![
+        ("EPHEMERAL_TOKEN_TTL_SEC", spec.token_ttl_seconds.to_string()),
+        (
+            "VX11_ACCEPT_PRINCIPAL_TOKEN_IN_QUERY",
+            spec.accept_principal_token_in_query.to_string(),
+        ),
+        ("VX11_ADMIN_LISTEN", format!("0.0.0.0:{ADMIN_PORT}")),
+        ("VX11_ALLOWED_ORIGINS", spec.allowed_origins.join(",")),
+        ("VX11_CONTROL_TOKEN_FILE", format!("{KEYS_DIR}/control-token")),
+        ("VX11_DRAIN_SEC", stream.drain_seconds.to_string()),
+        (
+            "VX11_ISSUE_RATE_PER_ADDRESS",
+            limits.issuances_per_second_per_address.to_string(),
+        ),
+        (
+            "VX11_ISSUE_RATE_PER_PRINCIPAL",
+            limits.issuances_per_second_per_principal.to_string(),
+        ),
+        ("VX11_LISTEN", format!("0.0.0.0:{HTTP_PORT}")),
+        (
+            "VX11_MAX_CLIENTS",
+            stream.max_clients_per_instance.to_string(),
+        ),
+        (
+            "VX11_MAX_CLIENTS_PER_ADDRESS",
+            limits.clients_per_address.to_string(),
+        ),
+        (
+            "VX11_MAX_CLIENTS_PER_PRINCIPAL",
+            limits.clients_per_principal.to_string(),
+        ),
+        (
+            "VX11_OPERATOR_SSE_HEARTBEAT",
+            stream.heartbeat_seconds.to_string(),
+        ),
+        ("VX11_PRINCIPAL_TOKENS_DIR", PRINCIPALS_DIR.to_owned()),
+        ("VX11_RESUME_WINDOW_SEC", stream.resume_window_seconds.to_string()),
+        ("VX11_SIGNING_KEYS_DIR", KEYS_DIR.to_owned()),
+        ("VX11_SINGLE_USE_TOKENS", spec.single_use_tokens.to_string()),
+        ("VX11_STREAM_RETRY_MS", stream.retry_milliseconds.to_string()),
+        ("VX11_TRUSTED_PROXIES", spec.trusted_proxies.join(",")),
+    ];
+    if let Some(redis) = &cluster.redis {
+        variables.extend([
+            ("REDIS_DB", redis.database.to_string()),
+            ("REDIS_HOST", names::redis(&cluster.identity.name)),
+            ("REDIS_PASSWORD_FILE", format!("{REDIS_DIR}/password")),
+            ("REDIS_PORT", names::REDIS_PORT.to_string()),
+        ]);
+    }
+    variables.sort();
+    let instance_id = EnvVar {
+        name: "INSTANCE_ID".to_owned(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                api_version: Some("v1".to_owned()),
+                field_path: "metadata.name".to_owned(),
+            }),
+            ..EnvVarSource::default()
+        }),
+    };
+    std::iter::once(instance_id)
+        .chain(
+            variables
+                .into_iter()
+                // The API drops an empty value; so do we, and the flag's default is empty too.
+                .filter(|(_, value)| !value.is_empty())
+                .map(|(name, value)| EnvVar {
+                    name: name.to_owned(),
+                    value: Some(value),
+                    value_from: None,
+                }),
+        )
+        .collect()
+}
+
+fn build_volumes(cluster: &ValidatedCluster) -> Vec<Volume> {
+    let mut volumes = vec![
+        metadata::secret_volume("principals", cluster.backend.principals.name()),
+        metadata::secret_volume("keys", cluster.backend.signing_key.name()),
+    ];
+    if let Some(redis) = &cluster.redis {
+        volumes.push(Volume {
+            name: "redis".to_owned(),
+            secret: Some(SecretVolumeSource {
+                secret_name: Some(redis.auth.name().to_owned()),
+                default_mode: Some(0o440),
+                items: Some(vec![KeyToPath {
+                    key: names::PASSWORD_KEY.to_owned(),
+                    path: "password".to_owned(),
+                    mode: None,
+                }]),
+                ..SecretVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
+    }
+    volumes
+}
+
+/// The user's constraints, or zones and nodes as far as possible. A constraint without a selector means
+/// the instances.
+fn build_spread(cluster: &ValidatedCluster) -> Vec<TopologySpreadConstraint> {
+    let selector = || Some(metadata::selector(&cluster.identity, Component::Backend));
+    if let Some(constraints) = &cluster.backend.spec.pod.topology_spread_constraints {
+        return constraints
+            .iter()
+            .map(|constraint| TopologySpreadConstraint {
+                label_selector: constraint.label_selector.clone().or_else(selector),
+                ..constraint.clone()
+            })
+            .collect();
+    }
+    ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+        .into_iter()
+        .map(|topology_key| TopologySpreadConstraint {
+            topology_key: topology_key.to_owned(),
+            max_skew: 1,
+            when_unsatisfiable: "ScheduleAnyway".to_owned(),
+            label_selector: selector(),
+            // Old and new pods of a rollout spread on their own, or the new ones would avoid the old.
+            match_label_keys: Some(vec!["pod-template-hash".to_owned()]),
+            ..TopologySpreadConstraint::default()
+        })
+        .collect()
+}
+
+fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("admin".to_owned()),
+            scheme: Some("HTTP".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period_seconds),
+        timeout_seconds: Some(2),
+        success_threshold: Some(1),
+        failure_threshold: Some(failure_threshold),
+        ..Probe::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::fixture::{memory_cluster, simple_cluster};
+
+    #[test]
+    fn the_deployment_of_a_simple_cluster() {
+        insta::assert_yaml_snapshot!(build_deployment(&simple_cluster()));
+    }
+
+    #[test]
+    fn the_deployment_without_a_redis() {
+        insta::assert_yaml_snapshot!(build_deployment(&memory_cluster()));
+    }
+
+    #[test]
+    fn the_service_and_the_account() {
+        let cluster = simple_cluster();
+        insta::assert_yaml_snapshot!((build_service(&cluster), build_service_account(&cluster)));
+    }
+
+    #[test]
+    fn the_pod_outlives_its_drain() {
+        let mut cluster = simple_cluster();
+        cluster.backend.spec.stream.drain_seconds = 90;
+        let pod = build_pod(&cluster).spec.unwrap();
+        assert_eq!(pod.termination_grace_period_seconds, Some(100));
+    }
+
+    #[test]
+    fn a_constraint_without_a_selector_means_the_instances() {
+        let mut cluster = simple_cluster();
+        cluster.backend.spec.pod.topology_spread_constraints = Some(vec![TopologySpreadConstraint {
+            topology_key: "rack".to_owned(),
+            max_skew: 2,
+            when_unsatisfiable: "DoNotSchedule".to_owned(),
+            ..TopologySpreadConstraint::default()
+        }]);
+        let spread = build_spread(&cluster);
+        assert_eq!(spread.len(), 1);
+        assert_eq!(
+            spread[0].label_selector,
+            Some(metadata::selector(&cluster.identity, Component::Backend))
+        );
+    }
+
+    #[test]
+    fn labels_of_the_user_never_replace_ours() {
+        let mut cluster = simple_cluster();
+        cluster
+            .backend
+            .spec
+            .pod
+            .labels
+            .insert(names::INSTANCE.to_owned(), "other".to_owned());
+        let labels = build_pod(&cluster).metadata.unwrap().labels.unwrap();
+        assert_eq!(labels[names::INSTANCE], "simple-cluster");
+    }
+}

@@ -1,0 +1,3 @@
+//! Routes in front of the instances, one file per kind of route.
+
+pub mod ingress;

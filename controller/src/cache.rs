@@ -1,0 +1,394 @@
+//! What the controller knows of the objects of every cluster: what the watches saw, and what a read or a
+//! write told. An object is read again only when the watch has seen a version that is not the known one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::{facts::Facts, kinds::Kind, names};
+
+/// Namespace and name of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterKey {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl ClusterKey {
+    /// The cluster that an object belongs to, by its labels.
+    #[must_use]
+    pub fn of_child(metadata: &ObjectMeta) -> Option<Self> {
+        Some(Self {
+            namespace: metadata.namespace.clone()?,
+            name: metadata.labels.as_ref()?.get(names::INSTANCE)?.clone(),
+        })
+    }
+}
+
+/// How knowledge of an object stays true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// A watch tells of every change.
+    Watched,
+    /// Nobody tells: read again after this time.
+    Polled(Duration),
+}
+
+/// An object that a watch saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Child {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Uid of its controller.
+    pub owner_uid: Option<String>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    uid: String,
+    version: String,
+    owner_uid: Option<String>,
+}
+
+#[derive(Debug)]
+struct Known {
+    uid: String,
+    version: String,
+    /// What the watch had seen when this was learnt. As long as it sees nothing newer, it is behind us.
+    behind: Option<String>,
+    /// Fingerprint of the wish that this version was found to fulfil.
+    agreed: Option<String>,
+    facts: Facts,
+    at: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    seen: Option<Seen>,
+    known: Option<Known>,
+}
+
+impl Entry {
+    fn current(&self, freshness: Freshness) -> Option<&Known> {
+        let known = self.known.as_ref()?;
+        let is_current = match freshness {
+            Freshness::Polled(age) => known.at.elapsed() < age,
+            Freshness::Watched => match &self.seen {
+                Some(seen) => {
+                    seen.uid == known.uid && seen.version == known.version
+                        || known.behind.as_deref() == Some(&seen.version)
+                }
+                None => known.behind.is_none(),
+            },
+        };
+        is_current.then_some(known)
+    }
+}
+
+type Entries = BTreeMap<(Kind, String), Entry>;
+
+/// The knowledge of all clusters; shared, and locked for moments only.
+#[derive(Debug, Default)]
+pub struct Cache {
+    clusters: Mutex<BTreeMap<ClusterKey, Entries>>,
+}
+
+impl Cache {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ClusterKey, Entries>> {
+        // A panic elsewhere leaves plain data that is at worst stale, and a stale entry is read again.
+        self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A watch saw this version of an object.
+    pub fn see(&self, cluster: &ClusterKey, kind: Kind, metadata: &ObjectMeta) {
+        let (Some(name), Some(uid), Some(version)) =
+            (&metadata.name, &metadata.uid, &metadata.resource_version)
+        else {
+            return;
+        };
+        let owner_uid = metadata
+            .owner_references
+            .iter()
+            .flatten()
+            .find(|owner| owner.controller == Some(true))
+            .map(|owner| owner.uid.clone());
+        let mut clusters = self.lock();
+        let entry = clusters
+            .entry(cluster.clone())
+            .or_default()
+            .entry((kind, name.clone()))
+            .or_default();
+        entry.seen = Some(Seen {
+            uid: uid.clone(),
+            version: version.clone(),
+            owner_uid,
+        });
+    }
+
+    /// A watch saw an object go.
+    pub fn lose(&self, cluster: &ClusterKey, kind: Kind, metadata: &ObjectMeta) {
+        let Some(name) = &metadata.name else { return };
+        let mut clusters = self.lock();
+        let Some(entries) = clusters.get_mut(cluster) else {
+            return;
+        };
+        let key = (kind, name.clone());
+        if let Some(entry) = entries.get_mut(&key) {
+            entry.seen = None;
+            // The successor may be known before the watch tells of the predecessor's end.
+            let is_gone = |known: &Known| Some(&known.uid) == metadata.uid.as_ref();
+            if entry.known.as_ref().is_none_or(is_gone) {
+                entries.remove(&key);
+            }
+        }
+        if entries.is_empty() {
+            clusters.remove(cluster);
+        }
+    }
+
+    /// A watch has listed everything again: what it did not list is gone. Returns the clusters that lost
+    /// something.
+    pub fn retain(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        listed: &BTreeSet<(ClusterKey, String)>,
+    ) -> BTreeSet<ClusterKey> {
+        let mut bereaved = BTreeSet::new();
+        let mut clusters = self.lock();
+        for (cluster, entries) in clusters.iter_mut() {
+            if namespace.is_some_and(|namespace| namespace != cluster.namespace) {
+                continue;
+            }
+            entries.retain(|(entry_kind, name), entry| {
+                let keep = *entry_kind != kind
+                    || entry.seen.is_none()
+                    || listed.contains(&(cluster.clone(), name.clone()));
+                if !keep {
+                    bereaved.insert(cluster.clone());
+                }
+                keep
+            });
+        }
+        clusters.retain(|_, entries| !entries.is_empty());
+        bereaved
+    }
+
+    /// What is known of an object, if it is still true.
+    #[must_use]
+    pub fn facts(
+        &self,
+        cluster: &ClusterKey,
+        kind: Kind,
+        name: &str,
+        freshness: Freshness,
+    ) -> Option<Facts> {
+        let clusters = self.lock();
+        let entry = clusters.get(cluster)?.get(&(kind, name.to_owned()))?;
+        Some(entry.current(freshness)?.facts.clone())
+    }
+
+    /// Whether the object is known to be as this wish says.
+    #[must_use]
+    pub fn agrees(&self, cluster: &ClusterKey, kind: Kind, name: &str, wish: &str) -> bool {
+        let clusters = self.lock();
+        clusters
+            .get(cluster)
+            .and_then(|entries| entries.get(&(kind, name.to_owned())))
+            .and_then(|entry| entry.current(Freshness::Watched))
+            .is_some_and(|known| known.agreed.as_deref() == Some(wish))
+    }
+
+    /// A read or a write told of this version of an object; `agreed` is the wish it fulfils, when that was
+    /// looked at.
+    pub fn learn(
+        &self,
+        cluster: &ClusterKey,
+        kind: Kind,
+        metadata: &ObjectMeta,
+        facts: Facts,
+        agreed: Option<String>,
+    ) {
+        let (Some(name), Some(uid), Some(version)) =
+            (&metadata.name, &metadata.uid, &metadata.resource_version)
+        else {
+            return;
+        };
+        let mut clusters = self.lock();
+        let entry = clusters
+            .entry(cluster.clone())
+            .or_default()
+            .entry((kind, name.clone()))
+            .or_default();
+        let agreed = agreed.or_else(|| {
+            entry
+                .known
+                .take()
+                .filter(|known| known.uid == *uid && known.version == *version)
+                .and_then(|known| known.agreed)
+        });
+        entry.known = Some(Known {
+            uid: uid.clone(),
+            version: version.clone(),
+            behind: entry.seen.as_ref().map(|seen| seen.version.clone()),
+            agreed,
+            facts,
+            at: Instant::now(),
+        });
+    }
+
+    /// Drops what is known of an object, so that it is read again.
+    pub fn doubt(&self, cluster: &ClusterKey, kind: Kind, name: &str) {
+        let mut clusters = self.lock();
+        if let Some(entries) = clusters.get_mut(cluster) {
+            let key = (kind, name.to_owned());
+            if let Some(entry) = entries.get_mut(&key) {
+                entry.known = None;
+                if entry.seen.is_none() {
+                    entries.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// The objects of a cluster that the watches see.
+    #[must_use]
+    pub fn children(&self, cluster: &ClusterKey) -> Vec<Child> {
+        self.lock()
+            .get(cluster)
+            .into_iter()
+            .flatten()
+            .filter_map(|((kind, name), entry)| {
+                let seen = entry.seen.as_ref()?;
+                Some(Child {
+                    kind: *kind,
+                    name: name.clone(),
+                    uid: seen.uid.clone(),
+                    owner_uid: seen.owner_uid.clone(),
+                })
+            })
+            .collect()
+    }
+
+    /// Forgets what reads and writes told of a cluster that is gone. What the watches see of it goes when
+    /// its objects do.
+    pub fn forget(&self, cluster: &ClusterKey) {
+        let mut clusters = self.lock();
+        if let Some(entries) = clusters.get_mut(cluster) {
+            entries.retain(|_, entry| {
+                entry.known = None;
+                entry.seen.is_some()
+            });
+            if entries.is_empty() {
+                clusters.remove(cluster);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIND: Kind = Kind::Service;
+
+    fn key() -> ClusterKey {
+        ClusterKey {
+            namespace: "simple-namespace".to_owned(),
+            name: "simple-cluster".to_owned(),
+        }
+    }
+
+    fn version(uid: &str, version: &str) -> ObjectMeta {
+        ObjectMeta {
+            name: Some("object".to_owned()),
+            uid: Some(uid.to_owned()),
+            resource_version: Some(version.to_owned()),
+            ..ObjectMeta::default()
+        }
+    }
+
+    fn agrees(cache: &Cache) -> bool {
+        cache.agrees(&key(), KIND, "object", "wish")
+    }
+
+    fn learn(cache: &Cache, metadata: &ObjectMeta) {
+        cache.learn(&key(), KIND, metadata, Facts::Plain, Some("wish".to_owned()));
+    }
+
+    #[test]
+    fn a_version_that_the_watch_confirms_is_not_read_again() {
+        let cache = Cache::default();
+        cache.see(&key(), KIND, &version("a", "1"));
+        assert!(!agrees(&cache), "nothing was compared yet");
+        learn(&cache, &version("a", "1"));
+        assert!(agrees(&cache));
+        assert!(!cache.agrees(&key(), KIND, "object", "another wish"));
+    }
+
+    #[test]
+    fn a_write_is_known_before_the_watch_tells_of_it() {
+        let cache = Cache::default();
+        cache.see(&key(), KIND, &version("a", "1"));
+        learn(&cache, &version("a", "2"));
+        assert!(agrees(&cache), "the watch is merely behind");
+        cache.see(&key(), KIND, &version("a", "2"));
+        assert!(agrees(&cache));
+        cache.see(&key(), KIND, &version("a", "3"));
+        assert!(!agrees(&cache), "somebody changed it");
+    }
+
+    #[test]
+    fn a_deleted_object_is_not_known_and_its_successor_is() {
+        let cache = Cache::default();
+        cache.see(&key(), KIND, &version("a", "1"));
+        learn(&cache, &version("a", "1"));
+        cache.lose(&key(), KIND, &version("a", "2"));
+        assert!(!agrees(&cache));
+        learn(&cache, &version("b", "3"));
+        cache.lose(&key(), KIND, &version("a", "2"));
+        assert!(agrees(&cache), "the late news of the predecessor changes nothing");
+    }
+
+    #[test]
+    fn a_new_list_removes_what_it_does_not_name() {
+        let cache = Cache::default();
+        cache.see(&key(), KIND, &version("a", "1"));
+        let elsewhere = cache.retain(KIND, Some("other"), &BTreeSet::new());
+        assert!(elsewhere.is_empty());
+        let kept = cache.retain(KIND, None, &BTreeSet::from([(key(), "object".to_owned())]));
+        assert!(kept.is_empty());
+        let bereaved = cache.retain(KIND, Some("simple-namespace"), &BTreeSet::new());
+        assert_eq!(bereaved, BTreeSet::from([key()]));
+        assert!(cache.children(&key()).is_empty());
+    }
+
+    #[test]
+    fn polled_knowledge_ages() {
+        let cache = Cache::default();
+        learn(&cache, &version("a", "1"));
+        let read = |age| cache.facts(&key(), KIND, "object", Freshness::Polled(age));
+        assert_eq!(read(Duration::from_mins(1)), Some(Facts::Plain));
+        assert_eq!(read(Duration::ZERO), None);
+    }
+
+    #[test]
+    fn a_read_without_a_comparison_keeps_the_agreement_of_the_same_version() {
+        let cache = Cache::default();
+        learn(&cache, &version("a", "1"));
+        cache.learn(&key(), KIND, &version("a", "1"), Facts::Plain, None);
+        assert!(agrees(&cache));
+        cache.learn(&key(), KIND, &version("a", "2"), Facts::Plain, None);
+        assert!(!agrees(&cache));
+    }
+}

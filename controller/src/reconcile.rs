@@ -1,0 +1,172 @@
+//! Bring one VX11Cluster to what its spec says: read, decide, write, report.
+
+pub mod apply;
+pub mod build;
+pub mod dereference;
+pub mod inspect;
+pub mod summary;
+pub mod update_status;
+pub mod validate;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use kube::runtime::controller::Action;
+use thiserror::Error;
+use vx11_crds::VX11Cluster;
+
+use self::{
+    apply::{Applied, apply},
+    build::build,
+    dereference::{REFERENCED_SECRET_AGE, Referenced, dereference},
+    inspect::inspect,
+    summary::{Findings, summarise},
+    update_status::update_status,
+    validate::{ValidateError, validate},
+};
+use crate::{
+    cache::ClusterKey,
+    client::ClientError,
+    cluster::{InstanceCount, ValidatedCluster},
+    context::Context,
+    diagnose::Trouble,
+};
+
+/// When to look again at a cluster that is not settled; changes are seen at once, this is for time itself.
+const UNSETTLED_LOOK: Duration = Duration::from_secs(10);
+/// When to look again at a settled cluster. Watches tell of every change; this only bounds what a lost one
+/// could cost.
+const SETTLED_LOOK: Duration = Duration::from_mins(30);
+/// When to look again after an object was told to go.
+const WAITING_LOOK: Duration = Duration::from_secs(1);
+
+/// Why a reconcile is to be tried again.
+#[derive(Debug, Error)]
+pub enum ReconcileError {
+    /// The API server.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The object has no name or namespace.
+    #[error(transparent)]
+    Invalid(#[from] ValidateError),
+    /// Objects that could not be written; status says so.
+    #[error("{0}")]
+    Unapplied(String),
+}
+
+impl ReconcileError {
+    /// Stable reason for metrics.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Client(ClientError::NotLeader) => "not_leader",
+            Self::Client(ClientError::Deadline) => "deadline",
+            Self::Client(ClientError::Api(_)) => "api",
+            Self::Invalid(_) => "invalid",
+            Self::Unapplied(_) => "unapplied",
+        }
+    }
+}
+
+/// One reconcile, measured.
+///
+/// # Errors
+/// What the next try may cure; everything else is in the cluster's status.
+pub async fn reconcile(cluster: Arc<VX11Cluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let started = Instant::now();
+    let result = reconcile_once(&cluster, &context).await;
+    let outcome = result.as_ref().map_or_else(ReconcileError::reason, |_| "ok");
+    context.metrics.reconciled(outcome, started.elapsed());
+    result
+}
+
+async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Action, ReconcileError> {
+    if cluster.metadata.deletion_timestamp.is_some() {
+        // The children go by owner reference; writing now would only bring them back.
+        return Ok(Action::await_change());
+    }
+    let identity = validate::identify(cluster)?;
+    let key = ClusterKey {
+        namespace: identity.namespace,
+        name: identity.name,
+    };
+
+    let referenced = dereference(context, &key, cluster).await?;
+    let validated = validate(cluster, &referenced, &context.defaults);
+    let desired = validated.as_ref().ok().map(count_instances);
+    let applied = match (&validated, desired) {
+        (Ok(validated), Some(desired)) if !cluster.spec.paused => {
+            apply(context, &key, build(validated, desired)).await?
+        }
+        _ => Applied::default(),
+    };
+    let now = Timestamp::now();
+    let inspected = inspect(context, &key, now).await?;
+    let previous = context.latest_status(&key, cluster);
+    let summary = summarise(&Findings {
+        cluster,
+        previous: &previous,
+        desired: desired.map(InstanceCount::get),
+        referenced: &referenced,
+        invalid: validated
+            .err()
+            .map(|error| Trouble::new(error.reason(), error.to_string())),
+        failures: applied
+            .failures
+            .iter()
+            .filter_map(|failure| failure.trouble.clone())
+            .collect(),
+        inspected: &inspected,
+        now,
+    });
+    let settled = summary.settled;
+    update_status(context, &key, cluster, &previous, summary).await?;
+
+    if let Some(failure) = applied.failures.first() {
+        return Err(ReconcileError::Unapplied(format!("{}: {}", failure.object, failure.error)));
+    }
+    context.reset_pause(&key);
+    Ok(next_look(cluster, &applied, settled))
+}
+
+/// How many instances there should be.
+fn count_instances(cluster: &ValidatedCluster) -> InstanceCount {
+    // The scaler decides here once `spec.autoscaling` exists: scale::decide(cluster, observed, now).
+    cluster.instances
+}
+
+fn next_look(cluster: &VX11Cluster, applied: &Applied, settled: bool) -> Action {
+    let polled = if Referenced::is_polled(cluster) {
+        REFERENCED_SECRET_AGE
+    } else {
+        SETTLED_LOOK
+    };
+    Action::requeue(match (applied.waiting, settled) {
+        (true, _) => WAITING_LOOK,
+        (false, false) => UNSETTLED_LOOK.min(polled),
+        // Spread, so that clusters that were created together are not looked at together for ever.
+        (false, true) => polled.mul_f64(1.0 - 0.2 * rand::random::<f64>()),
+    })
+}
+
+/// What happens after a failed reconcile: a pause of the cluster's own, which grows.
+#[must_use]
+pub fn after_error(cluster: &VX11Cluster, error: &ReconcileError, context: &Context) -> Action {
+    let key = ClusterKey {
+        namespace: cluster.metadata.namespace.clone().unwrap_or_default(),
+        name: cluster.metadata.name.clone().unwrap_or_default(),
+    };
+    let pause = context.next_pause(&key);
+    tracing::warn!(
+        namespace = key.namespace,
+        cluster = key.name,
+        reason = error.reason(),
+        %error,
+        retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+        "reconcile failed"
+    );
+    Action::requeue(pause)
+}

@@ -1,0 +1,515 @@
+//! Step 5 of a reconcile: bring the live objects to what was built, writing only what differs.
+//!
+//! A refusal of one object does not stop the others; a lost lease stops everything.
+
+mod volume;
+
+use std::collections::BTreeSet;
+
+use futures::future::join_all;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::{DynamicObject, PropagationPolicy};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::build::{Prepared, PreparedRedis};
+use crate::{
+    cache::{Child, ClusterKey},
+    client::{ClientError, Manager},
+    cluster::{Identity, InstanceCount},
+    context::Context,
+    diagnose::{self, Trouble},
+    diff,
+    facts::{self, Facts},
+    fingerprint,
+    kinds::Kind,
+    names,
+};
+
+/// The objects of a cluster after they were applied. Status is made of this only, so that it cannot speak
+/// of objects that nobody applied.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Objects that could not be brought to what was built.
+    pub failures: Vec<Failure>,
+    /// Something is on its way (an object that must go before its successor comes): look again soon.
+    pub waiting: bool,
+}
+
+/// Why an object could not be applied.
+#[derive(Debug)]
+pub struct Failure {
+    /// The object, as `Kind name`.
+    pub object: String,
+    /// What status says; `None` for a passing error that the next try may cure by itself.
+    pub trouble: Option<Trouble>,
+    /// The error itself.
+    pub error: String,
+}
+
+/// What became of one object.
+enum Outcome {
+    /// It is as wished.
+    Settled,
+    /// It must go first.
+    Waiting,
+}
+
+/// An object as it is applied.
+struct Wish {
+    kind: Kind,
+    name: String,
+    body: Value,
+    /// Of the body without this very fingerprint in it.
+    fingerprint: String,
+}
+
+impl Wish {
+    fn new(kind: Kind, object: &impl Serialize) -> Result<Self, ApplyError> {
+        let mut body = serde_json::to_value(object)?;
+        let fingerprint = fingerprint::of_value(&body);
+        let name = body
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
+        // With it on the object, a field that the wish no longer has is a difference too, and is removed.
+        if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) {
+            let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+            if let Some(annotations) = annotations.as_object_mut() {
+                annotations.insert(names::APPLIED.to_owned(), json!(fingerprint));
+            }
+        }
+        Ok(Self {
+            kind,
+            name,
+            body,
+            fingerprint,
+        })
+    }
+
+    /// Whether a live object was last applied with exactly this wish, so that differences are drift.
+    fn was_applied_to(&self, live: &DynamicObject) -> bool {
+        live.metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(names::APPLIED))
+            == Some(&self.fingerprint)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ApplyError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("cannot be rendered: {0}")]
+    Render(#[from] serde_json::Error),
+    #[error("{0}")]
+    Refused(String, &'static str),
+}
+
+/// Applies everything, in the order in which the parts need each other.
+pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> Result<Applied, ClientError> {
+    // No `..`: an object that nobody applies does not compile.
+    let Prepared {
+        identity,
+        credentials,
+        redis,
+        backend_account,
+        backend_deployment,
+        instances,
+        backend_service,
+        backend_policy,
+        backend_budget,
+        ingress,
+    } = prepared;
+    let pass = Pass {
+        context,
+        key,
+        identity: &identity,
+    };
+    let mut report = Report::default();
+
+    // Pods mount the credentials: without them nothing else may start.
+    let created = join_all(credentials.iter().map(|credential| async move {
+        let wish = Wish::new(Kind::Secret, &credential.secret)?;
+        pass.ensure_secret(&wish, credential.create_with.as_ref()).await
+    }))
+    .await;
+    for (credential, outcome) in credentials.iter().zip(created) {
+        let name = credential.secret.metadata.name.clone().unwrap_or_default();
+        report.add(Kind::Secret, name, outcome)?;
+    }
+    if !report.applied.failures.is_empty() {
+        return Ok(report.applied);
+    }
+
+    let redis_parts = redis.map(
+        |PreparedRedis {
+             config_map,
+             service,
+             policy,
+             stateful_set,
+             volume,
+         }| {
+            let parts = [
+                Wish::new(Kind::ConfigMap, &config_map),
+                Wish::new(Kind::Service, &service),
+                Wish::new(Kind::NetworkPolicy, &policy),
+            ];
+            (parts, Wish::new(Kind::StatefulSet, &stateful_set), volume)
+        },
+    );
+    let mut before = vec![
+        Wish::new(Kind::ServiceAccount, &backend_account),
+        Wish::new(Kind::Service, &backend_service),
+        Wish::new(Kind::NetworkPolicy, &backend_policy),
+    ];
+    let mut workload = None;
+    if let Some((parts, stateful_set, volume)) = redis_parts {
+        before.extend(parts);
+        workload = Some((stateful_set, volume));
+    }
+    let mut after = Vec::new();
+    after.extend(backend_budget.map(|budget| Wish::new(Kind::PodDisruptionBudget, &budget)));
+    after.extend(ingress.map(|ingress| Wish::new(Kind::Ingress, &ingress)));
+
+    // What the pods read and are named by comes before the pods.
+    pass.ensure_all(before, &mut report).await?;
+    if let Some((stateful_set, volume)) = workload {
+        let name = names::redis(&identity.name);
+        let outcome = match stateful_set {
+            Ok(wish) => pass.ensure_stateful_set(&wish, volume.as_ref()).await,
+            Err(error) => Err(error),
+        };
+        report.add(Kind::StatefulSet, name, outcome)?;
+    }
+    let outcome = pass.ensure_deployment(&backend_deployment, instances).await;
+    report.add(Kind::Deployment, names::backend(&identity.name), outcome)?;
+    pass.ensure_all(after, &mut report).await?;
+
+    pass.remove_orphans(&mut report).await?;
+    Ok(report.applied)
+}
+
+/// What one pass over the objects came to, and which it touched.
+#[derive(Default)]
+struct Report {
+    applied: Applied,
+    wanted: BTreeSet<(Kind, String)>,
+}
+
+impl Report {
+    fn add(&mut self, kind: Kind, name: String, outcome: Result<Outcome, ApplyError>) -> Result<(), ClientError> {
+        let object = format!("{} {name}", kind.as_str());
+        self.wanted.insert((kind, name));
+        match outcome {
+            Ok(Outcome::Settled) => {}
+            Ok(Outcome::Waiting) => self.applied.waiting = true,
+            Err(ApplyError::Client(ClientError::NotLeader)) => return Err(ClientError::NotLeader),
+            Err(error) => {
+                let trouble = explain(&object, &error);
+                self.applied.failures.push(Failure {
+                    object,
+                    trouble,
+                    error: error.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The pass over one cluster's objects.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    context: &'a Context,
+    key: &'a ClusterKey,
+    identity: &'a Identity,
+}
+
+impl Pass<'_> {
+    async fn ensure_all(
+        self,
+        wishes: Vec<Result<Wish, ApplyError>>,
+        report: &mut Report,
+    ) -> Result<(), ClientError> {
+        let outcomes = join_all(wishes.into_iter().map(|wish| async move {
+            match wish {
+                Ok(wish) => {
+                    let outcome = self.ensure(&wish).await;
+                    (wish.kind, wish.name, outcome)
+                }
+                // Kubernetes types always render; a name is all that could be missing here.
+                Err(error) => (Kind::ConfigMap, String::new(), Err(error)),
+            }
+        }))
+        .await;
+        for (kind, name, outcome) in outcomes {
+            report.add(kind, name, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Brings one object to its wish.
+    async fn ensure(self, wish: &Wish) -> Result<Outcome, ApplyError> {
+        if self.agrees(wish, &wish.fingerprint) {
+            return Ok(Outcome::Settled);
+        }
+        match self.read(wish.kind, &wish.name).await? {
+            None => {
+                let created = self.write(wish, &wish.body).await?;
+                self.learn(wish.kind, created, Some(wish.fingerprint.clone()));
+            }
+            Some(live) if live.metadata.deletion_timestamp.is_some() => return Ok(Outcome::Waiting),
+            Some(live) => {
+                let live = self.correct(wish, live).await?;
+                self.learn(wish.kind, live, Some(wish.fingerprint.clone()));
+            }
+        }
+        Ok(Outcome::Settled)
+    }
+
+    /// Writes what differs between a live object and its wish, if anything does.
+    async fn correct(self, wish: &Wish, live: DynamicObject) -> Result<DynamicObject, ApplyError> {
+        let mut content = serde_json::to_value(&live)?;
+        if let Some(metadata) = content.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("managedFields");
+        }
+        let differences = diff::differences(&wish.body, &content);
+        if differences.is_empty() {
+            return Ok(live);
+        }
+        if wish.was_applied_to(&live) {
+            self.context.metrics.corrected_drift(wish.kind);
+            tracing::info!(
+                kind = wish.kind.as_str(),
+                namespace = self.identity.namespace,
+                name = wish.name,
+                fields = differences.join(", "),
+                "somebody changed an owned object; putting it back"
+            );
+        }
+        let written = self.write(wish, &wish.body).await?;
+        if written.metadata.resource_version == live.metadata.resource_version {
+            self.context.metrics.wrote_without_change();
+            tracing::warn!(
+                kind = wish.kind.as_str(),
+                name = wish.name,
+                fields = differences.join(", "),
+                "an apply changed nothing"
+            );
+        }
+        Ok(written)
+    }
+
+    /// Creates a generated Secret once; keeps its labels and owner, never its contents.
+    async fn ensure_secret(
+        self,
+        wish: &Wish,
+        create_with: Option<&crate::cluster::GeneratedData>,
+    ) -> Result<Outcome, ApplyError> {
+        let Some(data) = create_with else {
+            return self.ensure(wish).await;
+        };
+        let mut body = wish.body.clone();
+        if let Some(body) = body.as_object_mut() {
+            body.insert("stringData".to_owned(), serde_json::to_value(data.expose())?);
+            body.insert("type".to_owned(), json!("Opaque"));
+        }
+        let object: DynamicObject = serde_json::from_value(body)?;
+        let namespace = &self.identity.namespace;
+        let created = self.context.client.create(wish.kind, namespace, &object).await?;
+        self.learn(wish.kind, created, Some(wish.fingerprint.clone()));
+        Ok(Outcome::Settled)
+    }
+
+    /// The Deployment under one manager and its count under another. The count is never let go by the first
+    /// before the second holds it: a field that nobody holds falls back to 1.
+    async fn ensure_deployment(self, deployment: &Deployment, instances: InstanceCount) -> Result<Outcome, ApplyError> {
+        let wish = Wish::new(Kind::Deployment, deployment)?;
+        let agreed = format!("{}/{}", wish.fingerprint, instances.get());
+        if self.agrees(&wish, &agreed) {
+            return Ok(Outcome::Settled);
+        }
+        let live = match self.read(wish.kind, &wish.name).await? {
+            Some(live) if live.metadata.deletion_timestamp.is_some() => return Ok(Outcome::Waiting),
+            Some(live) => live,
+            None => {
+                // Born with the right count, not with 1.
+                let mut body = wish.body.clone();
+                if let Some(spec) = body.get_mut("spec").and_then(Value::as_object_mut) {
+                    spec.insert("replicas".to_owned(), json!(instances.get()));
+                }
+                self.write(&wish, &body).await?
+            }
+        };
+        let live = match facts::of(Kind::Deployment, live.clone()) {
+            Facts::Deployment(facts) if facts.scale_owned && facts.desired == instances.get() => live,
+            Facts::Deployment(facts) => {
+                if !facts.scale_owned && facts.desired != instances.get() {
+                    self.context.metrics.corrected_drift(wish.kind);
+                }
+                tracing::info!(
+                    namespace = self.identity.namespace,
+                    name = wish.name,
+                    from = facts.desired,
+                    to = instances.get(),
+                    "setting the count of instances"
+                );
+                self.write_count(&wish.name, instances).await?
+            }
+            _ => live,
+        };
+        let live = self.correct(&wish, live).await?;
+        self.learn(wish.kind, live, Some(agreed));
+        Ok(Outcome::Settled)
+    }
+
+    async fn write_count(self, name: &str, instances: InstanceCount) -> Result<DynamicObject, ApplyError> {
+        let resource = Kind::Deployment.resource();
+        let body = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": {"name": name},
+            "spec": {"replicas": instances.get()},
+        });
+        let namespace = &self.identity.namespace;
+        let client = &self.context.client;
+        Ok(client
+            .apply(Kind::Deployment, namespace, name, Manager::Scale, &body)
+            .await?)
+    }
+
+    /// Removes what belongs to this very cluster and is no longer asked for.
+    async fn remove_orphans(self, report: &mut Report) -> Result<(), ClientError> {
+        let is_orphan = |child: &Child| {
+            child.kind.is_removable()
+                && child.owner_uid.as_deref() == Some(&self.identity.uid)
+                && !report.wanted.contains(&(child.kind, child.name.clone()))
+        };
+        let orphans: Vec<Child> = self
+            .context
+            .cache
+            .children(self.key)
+            .into_iter()
+            .filter(is_orphan)
+            .collect();
+        for Child { kind, name, uid, .. } in orphans {
+            tracing::info!(
+                kind = kind.as_str(),
+                namespace = self.identity.namespace,
+                name,
+                "removing what the spec no longer asks for"
+            );
+            let namespace = &self.identity.namespace;
+            let removed = self
+                .context
+                .client
+                .delete(kind, namespace, &name, &uid, PropagationPolicy::Background)
+                .await;
+            report.add(kind, name, removed.map(|()| Outcome::Settled).map_err(Into::into))?;
+        }
+        Ok(())
+    }
+
+    fn agrees(self, wish: &Wish, agreed: &str) -> bool {
+        self.context.cache.agrees(self.key, wish.kind, &wish.name, agreed)
+    }
+
+    fn learn(self, kind: Kind, object: DynamicObject, agreed: Option<String>) {
+        let metadata = kube::api::ObjectMeta {
+            managed_fields: None,
+            ..object.metadata.clone()
+        };
+        let facts = facts::of(kind, object);
+        self.context.cache.learn(self.key, kind, &metadata, facts, agreed);
+    }
+
+    /// Reads an object and makes sure that it may be written.
+    async fn read(self, kind: Kind, name: &str) -> Result<Option<DynamicObject>, ApplyError> {
+        let live = self.context.client.get(kind, &self.identity.namespace, name).await?;
+        if let Some(live) = &live {
+            self.check_owner(kind, name, live)?;
+        }
+        Ok(live)
+    }
+
+    /// An object of somebody else is never taken over. One without an owner is, if it carries our labels:
+    /// it was ours and was orphaned.
+    fn check_owner(self, kind: Kind, name: &str, live: &DynamicObject) -> Result<(), ApplyError> {
+        let owner = live
+            .metadata
+            .owner_references
+            .iter()
+            .flatten()
+            .find(|owner| owner.controller == Some(true));
+        let labelled = || {
+            let labels = live.metadata.labels.as_ref();
+            let is = |key: &str, value: &str| {
+                labels.and_then(|labels| labels.get(key)).map(String::as_str) == Some(value)
+            };
+            is(names::MANAGED_BY, names::MANAGED_BY_VALUE) && is(names::INSTANCE, &self.identity.name)
+        };
+        match owner {
+            Some(owner) if owner.uid == self.identity.uid => Ok(()),
+            None if labelled() => Ok(()),
+            Some(owner) => Err(ApplyError::Refused(
+                format!(
+                    "{} {name} belongs to {} {}; delete it, or give this cluster another name",
+                    kind.as_str(),
+                    owner.kind,
+                    owner.name
+                ),
+                "NameTaken",
+            )),
+            None => Err(ApplyError::Refused(
+                format!(
+                    "{} {name} exists and is not this cluster's; delete it, or give this cluster another name",
+                    kind.as_str()
+                ),
+                "NameTaken",
+            )),
+        }
+    }
+
+    async fn write(self, wish: &Wish, body: &Value) -> Result<DynamicObject, ApplyError> {
+        let namespace = &self.identity.namespace;
+        let client = &self.context.client;
+        Ok(client
+            .apply(wish.kind, namespace, &wish.name, Manager::Objects, body)
+            .await?)
+    }
+}
+
+/// What a person can do about a refusal; `None` when the next try may succeed by itself.
+fn explain(object: &str, error: &ApplyError) -> Option<Trouble> {
+    let error = match error {
+        ApplyError::Client(error) => error,
+        ApplyError::Refused(message, reason) => return Some(Trouble::new(reason, message)),
+        ApplyError::Render(error) => return Some(Trouble::new("RenderFailed", format!("{object} {error}"))),
+    };
+    let text = error.to_string();
+    let detail = diagnose::quote(&text);
+    match error.code()? {
+        // The namespace goes, and the cluster with it.
+        403 if text.contains("being terminated") => None,
+        403 if text.contains("exceeded quota") => Some(Trouble::new(
+            "QuotaExceeded",
+            format!("{object} cannot be created: {detail}; raise the ResourceQuota or free some of it"),
+        )),
+        403 if text.contains("cannot ") && text.contains(" resource ") => Some(Trouble::new(
+            "ControllerForbidden",
+            format!("{object}: {detail}; give the controller's role this verb"),
+        )),
+        400 | 403 => Some(Trouble::new(
+            "ForbiddenByPolicy",
+            format!("{object} was refused: {detail}; allow it in the namespace's policy"),
+        )),
+        422 => Some(Trouble::new(
+            "Rejected",
+            format!("{object} is not accepted: {detail}; correct the spec"),
+        )),
+        _ => None,
+    }
+}

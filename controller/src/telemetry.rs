@@ -1,0 +1,222 @@
+//! Logs as JSON lines and metrics for Prometheus. Every label comes from a closed set.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::kinds::Kind;
+
+/// Starts logging. A filter that does not parse falls back to `info` and says so.
+pub fn start_logging(filter: &str) {
+    let parsed = EnvFilter::try_new(filter);
+    let complaint = parsed.as_ref().err().map(ToString::to_string);
+    tracing_subscriber::registry()
+        .with(parsed.unwrap_or_else(|_| EnvFilter::new("info")))
+        .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false))
+        .init();
+    if let Some(complaint) = complaint {
+        tracing::warn!(filter, complaint, "VX11_LOG is no filter; using `info`");
+    }
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// Server-side apply of an owned object.
+    Apply,
+    /// Creation of a generated Secret.
+    Create,
+    /// Removal of an object that the spec no longer asks for.
+    Delete,
+    /// Another patch: a volume claim that grows.
+    Patch,
+    /// Status of a cluster.
+    Status,
+    /// An event.
+    Event,
+}
+
+impl Verb {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Apply => "apply",
+            Self::Create => "create",
+            Self::Delete => "delete",
+            Self::Patch => "patch",
+            Self::Status => "status",
+            Self::Event => "event",
+        }
+    }
+}
+
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+/// The metric families of the controller.
+pub struct Metrics {
+    registry: Registry,
+    reconcile_duration: Family<Labels<1>, Histogram>,
+    writes: Family<Labels<2>, Counter>,
+    writes_without_change: Counter,
+    drift_corrected: Family<Labels<1>, Counter>,
+    watch_errors: Family<Labels<1>, Counter>,
+    invalid_objects: Counter,
+    leader: Gauge,
+    clusters: Gauge,
+    ready: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All families, at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("vx11_controller");
+        let reconcile_duration = Family::<Labels<1>, Histogram>::new_with_constructor(|| {
+            Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
+        });
+        let writes = Family::default();
+        let writes_without_change = Counter::default();
+        let drift_corrected = Family::default();
+        let watch_errors = Family::default();
+        let invalid_objects = Counter::default();
+        let leader = Gauge::default();
+        let clusters = Gauge::default();
+        let ready = Gauge::default();
+        registry.register_with_unit(
+            "reconcile_duration",
+            "Time of one reconcile by its outcome, `ok` or the reason of its error",
+            Unit::Seconds,
+            reconcile_duration.clone(),
+        );
+        registry.register("writes", "Writes to the API server", writes.clone());
+        registry.register(
+            "writes_without_change",
+            "Applies after which the object was as before; anything but 0 is a bug",
+            writes_without_change.clone(),
+        );
+        registry.register(
+            "drift_corrected",
+            "Owned objects that somebody changed or deleted and that were put back",
+            drift_corrected.clone(),
+        );
+        registry.register(
+            "watch_errors",
+            "Watches that broke and were resumed",
+            watch_errors.clone(),
+        );
+        registry.register(
+            "invalid_objects",
+            "VX11Clusters that do not parse and are left alone",
+            invalid_objects.clone(),
+        );
+        registry.register("leader", "1 while this process holds the lease", leader.clone());
+        registry.register("clusters", "VX11Clusters that this process looks after", clusters.clone());
+        registry.register("clusters_ready", "Of those, the ones that are Ready", ready.clone());
+        Self {
+            registry,
+            reconcile_duration,
+            writes,
+            writes_without_change,
+            drift_corrected,
+            watch_errors,
+            invalid_objects,
+            leader,
+            clusters,
+            ready,
+        }
+    }
+
+    /// A reconcile ended, with `ok` or the reason of its error.
+    pub fn reconciled(&self, outcome: &'static str, duration: Duration) {
+        self.reconcile_duration
+            .get_or_create(&[("outcome", outcome)])
+            .observe(duration.as_secs_f64());
+    }
+
+    /// The API server accepted a write.
+    pub fn wrote(&self, kind: &'static str, verb: Verb) {
+        self.writes
+            .get_or_create(&[("kind", kind), ("verb", verb.as_str())])
+            .inc();
+    }
+
+    /// A write changed nothing.
+    pub fn wrote_without_change(&self) {
+        self.writes_without_change.inc();
+    }
+
+    /// An object was put back.
+    pub fn corrected_drift(&self, kind: Kind) {
+        self.drift_corrected
+            .get_or_create(&[("kind", kind.as_str())])
+            .inc();
+    }
+
+    /// A watch broke.
+    pub fn watch_failed(&self, kind: &'static str) {
+        self.watch_errors.get_or_create(&[("kind", kind)]).inc();
+    }
+
+    /// A VX11Cluster does not parse.
+    pub fn saw_invalid_object(&self) {
+        self.invalid_objects.inc();
+    }
+
+    /// This process leads, or no longer.
+    pub fn set_leader(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
+    /// How many clusters there are, and how many are ready.
+    pub fn set_clusters(&self, all: usize, ready: usize) {
+        self.clusters.set(i64::try_from(all).unwrap_or(i64::MAX));
+        self.ready.set(i64::try_from(ready).unwrap_or(i64::MAX));
+    }
+
+    /// The text that Prometheus scrapes.
+    ///
+    /// # Errors
+    /// Only when formatting fails, which writing to a String does not.
+    pub fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_families_have_the_names_that_the_documentation_gives() {
+        let metrics = Metrics::new();
+        metrics.reconciled("ok", Duration::from_millis(5));
+        metrics.wrote("Service", Verb::Apply);
+        metrics.corrected_drift(Kind::Service);
+        metrics.watch_failed("Service");
+        let text = metrics.render().unwrap();
+        for name in [
+            "vx11_controller_reconcile_duration_seconds_bucket{le=\"0.01\",outcome=\"ok\"} 1",
+            "vx11_controller_writes_total{kind=\"Service\",verb=\"apply\"} 1",
+            "vx11_controller_writes_without_change_total 0",
+            "vx11_controller_drift_corrected_total{kind=\"Service\"} 1",
+            "vx11_controller_watch_errors_total{kind=\"Service\"} 1",
+            "vx11_controller_invalid_objects_total 0",
+            "vx11_controller_leader 0",
+            "vx11_controller_clusters 0",
+        ] {
+            assert!(text.contains(name), "{name} is missing in\n{text}");
+        }
+    }
+}
