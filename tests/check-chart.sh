@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks the chart without a cluster: lint, rendering with several sets of values, refusal of wrong values,
-# versions that agree, and a README that names every value.
+# rights and versions that agree, and a README that names every value.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=tests/cluster/lib.sh
@@ -65,10 +65,34 @@ for key in version appVersion; do
   grep -qx "$key: $version" "$chart/Chart.yaml" || fail "Chart.yaml: $key is not the workspace's version $version"
 done
 
+# The role grants what the code says it uses (controller/src/permissions.rs), no more and no less.
+granted() {
+  render --show-only templates/rbac-controller.yaml | awk '
+    function items(line) { gsub(/.*\[|\].*|"| /, "", line); return line }
+    /apiGroups:/ { group = items($0) }
+    /resources:/ { resources = items($0) }
+    /verbs:/ {
+      count = split(resources, names, ","); verb_count = split(items($0), verbs, ",")
+      for (i = 1; i <= count; i++) for (j = 1; j <= verb_count; j++) print group "/" names[i], verbs[j]
+    }' | sort -u
+}
+used() {
+  local source owned
+  source=$(sed '/^mod tests/,$d' controller/src/permissions.rs | tr -d '\n')
+  owned=$(grep -oE 'const OWNED: &\[&str\] = &\[[^]]*\]' <<<"$source" | sed 's/.*= &\[//; s/\]//')
+  grep -oE 'rule\( *"[^"]*", *"[^"]*", *(OWNED|&\[[^]]*\])' <<<"$source" |
+    sed "s/OWNED/\&[$owned]/" |
+    sed -E 's/rule\( *"([^"]*)", *"([^"]*)", *&\[(.*)\]/\1|\2|\3/' |
+    awk -F '|' '{gsub(/"| /, "", $3); count = split($3, verbs, ","); for (i = 1; i <= count; i++) if (verbs[i] != "") print $1 "/" $2, verbs[i]}' |
+    sort -u
+}
+[ "$(used | wc -l)" -gt 20 ] || fail "controller/src/permissions.rs is not read as it is written now"
+diff <(used) <(granted) || fail "the chart's role (>) is not what controller/src/permissions.rs says (<)"
+
 # Every value of the schema, leaf by leaf, stands in the README's table.
 jq -r 'def leaves($path): to_entries[] | ($path + [.key]) as $here
     | if .value.properties and ($here[0] != "resources") then .value.properties | leaves($here) else $here | join(".") end;
   .properties | leaves([])' "$chart/values.schema.json" | grep -v '^global$' | while read -r value; do
   grep -qF "| \`$value\` |" "$chart/README.md" || fail "$chart/README.md does not describe the value $value"
 done
-echo "chart: lint, rendering, refusals, versions and README agree"
+echo "chart: lint, rendering, refusals, rights, versions and README agree"
