@@ -26,10 +26,7 @@ const BODY_DEADLINE: Duration = Duration::from_secs(10);
 const LONGEST_KEY: usize = 128;
 
 /// `POST /operator/api/events`
-pub(super) async fn publish(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Response, ErrorAnswer> {
+pub(super) async fn publish(State(app): State<Arc<App>>, request: Request) -> Result<Response, ErrorAnswer> {
     app.authenticator.authorise_principal(request.headers())?;
     let key = idempotency_key(request.headers())?;
     let body = read(request).await?;
@@ -57,7 +54,9 @@ pub(super) async fn publish(
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ErrorAnswer> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
     match value.to_str() {
         Ok(key) if (1..=LONGEST_KEY).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()) => {
             Ok(Some(key.to_owned()))
@@ -71,8 +70,14 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ErrorAnswer> {
 
 async fn read(request: Request<Body>) -> Result<Vec<u8>, ErrorAnswer> {
     let too_large = || ErrorAnswer::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large");
-    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > LARGEST_BODY as u64) {
+    let announced = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
+    if announced
+        .and_then(|length| length.parse::<u64>().ok())
+        .is_some_and(|length| length > LARGEST_BODY as u64)
+    {
         return Err(too_large());
     }
     let body = Limited::new(request.into_body(), LARGEST_BODY);

@@ -75,8 +75,12 @@ impl TokenId {
     #[must_use]
     pub fn fingerprint(self) -> impl fmt::Display {
         use sha2::{Digest, Sha256};
-        let [.., a, b, c, d, e, f] = <[u8; 32]>::from(Sha256::digest(self.0.to_be_bytes()));
-        format!("sha256:{:012x}", u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+        let digest = Sha256::digest(self.0.to_be_bytes());
+        let shown = digest
+            .iter()
+            .take(6)
+            .fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+        format!("sha256:{shown:012x}")
     }
 }
 
@@ -179,8 +183,11 @@ fn mac(key: &SigningKey, principal: &Principal, expiry_ticks: i64, stored: bool,
     fixed[..8].copy_from_slice(&expiry_ticks.to_be_bytes());
     fixed[8..16].copy_from_slice(&nonce.to_be_bytes());
     fixed[16] = u8::from(stored);
-    let [a, b, c, d, e, f, g, h, ..] = key.sign(DOMAIN, &[&fixed, principal.name().as_bytes()]);
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    let signature = key.sign(DOMAIN, &[&fixed, principal.name().as_bytes()]);
+    signature
+        .iter()
+        .take(8)
+        .fold(0, |mac, byte| mac << 8 | u64::from(*byte))
 }
 
 /// Signs a token for `principal` that ends `life` milliseconds after `now`, rounded up to 1/8 s.
