@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn no_flag_is_needed() {
         let config = Config::from_flags([]).ok().unwrap();
-        assert_eq!(config.token.ttl(), Duration::from_secs(60));
+        assert_eq!(config.token.ttl(), Duration::from_mins(1));
         assert_eq!(config.limits.max_clients, 1000);
         assert!(!config.token.single_use);
     }

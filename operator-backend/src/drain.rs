@@ -53,6 +53,7 @@ impl Drain {
     }
 
     /// Begins to drain; `false` when that had begun before.
+    #[allow(clippy::must_use_candidate, reason = "a drain that had begun is as good")]
     pub fn begin(&self) -> bool {
         self.shift(Phase::Serving, Phase::Draining)
     }

@@ -135,23 +135,27 @@ impl Tokens {
         let begun = Instant::now();
         let inner = &*self.0;
         let now = inner.clock.now();
-        let token = match &inner.store {
-            Store::Redis(store) => match inner.issue_stored(store, principal, now).await {
-                Some(token) => token,
-                None => {
-                    inner.metrics.tokens_issued_unstored.inc();
-                    inner.sign(principal, now, false)
-                }
-            },
-            Store::Memory => inner.sign(principal, now, false),
+        let stored = match &inner.store {
+            Store::Redis(store) => {
+                let stored = inner.issue_stored(store, principal, now).await;
+                inner
+                    .metrics
+                    .tokens_issued_unstored
+                    .inc_by(u64::from(stored.is_none()));
+                stored
+            }
+            Store::Memory => None,
         };
+        let token = stored.unwrap_or_else(|| inner.sign(principal, now, false));
         inner.live.issued(now);
         inner.issued.fetch_add(1, Ordering::Relaxed);
         inner.metrics.tokens_issued.inc();
         {
             let mut latest = inner.latest.lock().unwrap_or_else(PoisonError::into_inner);
             latest.rotate_right(1);
-            latest[0] = Some(token);
+            if let Some(first) = latest.first_mut() {
+                *first = Some(token);
+            }
         }
         inner
             .metrics

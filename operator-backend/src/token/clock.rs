@@ -48,6 +48,7 @@ impl ClusterClock {
     /// Adopts a time told by Redis, in milliseconds since the Unix epoch, for the middle of the round
     /// trip that began at `asked` and has just ended. Returns by how much this clock moved; `None` when
     /// the round trip took too long to mean anything.
+    #[allow(clippy::must_use_candidate, reason = "the adoption is what it is for")]
     pub fn adopt(&self, told: i64, asked: Instant) -> Option<i64> {
         let round_trip = asked.elapsed();
         if round_trip > SLOWEST_ROUND_TRIP {

@@ -60,6 +60,7 @@ impl Key {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Prefix {
     /// A token that can be used.
     Token,
