@@ -16,13 +16,11 @@ const MAX_NAMED: usize = 8;
 pub fn differences(wish: &Value, live: &Value) -> Vec<String> {
     let mut found = Vec::new();
     compare("", wish, live, &mut found);
+    found.truncate(MAX_NAMED);
     found
 }
 
 fn compare(path: &str, wish: &Value, live: &Value, found: &mut Vec<String>) {
-    if found.len() >= MAX_NAMED {
-        return;
-    }
     match (wish, live) {
         (Value::Object(wish), Value::Object(live)) => {
             for (key, value) in wish {

@@ -36,6 +36,7 @@ pub fn build_deployment(cluster: &ValidatedCluster) -> Deployment {
     Deployment {
         metadata: metadata::owned(identity, Component::Backend, names::backend(&identity.name)),
         spec: Some(DeploymentSpec {
+            min_ready_seconds: None,
             paused: None,
             progress_deadline_seconds: Some(600),
             replicas: None,

@@ -171,7 +171,7 @@ pub struct StreamSpec {
 
     /// Seconds over which an instance that stops spreads the closing of its streams.
     #[serde(default = "defaults::drain_seconds")]
-    #[schemars(range(min = 0, max = 3600))]
+    #[schemars(range(min = 0, max = 600))]
     pub drain_seconds: i32,
 }
 
