@@ -186,13 +186,7 @@ impl Cache {
 
     /// What is known of an object, if it is still true.
     #[must_use]
-    pub fn facts(
-        &self,
-        cluster: &ClusterKey,
-        kind: Kind,
-        name: &str,
-        freshness: Freshness,
-    ) -> Option<Facts> {
+    pub fn facts(&self, cluster: &ClusterKey, kind: Kind, name: &str, freshness: Freshness) -> Option<Facts> {
         let clusters = self.lock();
         let entry = clusters.get(cluster)?.get(&(kind, name.to_owned()))?;
         Some(entry.current(freshness)?.facts.clone())

@@ -3,14 +3,15 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Api, Client,
     api::{
-        DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+        DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
+        PropagationPolicy,
     },
     runtime::events::{Event, Recorder, Reporter},
 };
-use k8s_openapi::api::core::v1::ObjectReference;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
@@ -112,7 +113,12 @@ impl LeaderClient {
     }
 
     /// Reads one object; `None` when it does not exist.
-    pub async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Option<DynamicObject>, ClientError> {
+    pub async fn get(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<DynamicObject>, ClientError> {
         within_deadline(self.api(kind, namespace).get_opt(name)).await
     }
 
@@ -168,7 +174,12 @@ impl LeaderClient {
     }
 
     /// Creates an object that must not exist yet.
-    pub async fn create(&self, kind: Kind, namespace: &str, object: &DynamicObject) -> Result<DynamicObject, ClientError> {
+    pub async fn create(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        object: &DynamicObject,
+    ) -> Result<DynamicObject, ClientError> {
         self.check()?;
         let params = PostParams {
             field_manager: Some(names::OBJECT_MANAGER.to_owned()),
@@ -192,8 +203,11 @@ impl LeaderClient {
             field_manager: Some(names::OBJECT_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        let patched =
-            within_deadline(self.api(kind, namespace).patch(name, &params, &Patch::Merge(patch))).await?;
+        let patched = within_deadline(
+            self.api(kind, namespace)
+                .patch(name, &params, &Patch::Merge(patch)),
+        )
+        .await?;
         self.metrics.wrote(kind.as_str(), Verb::Patch);
         Ok(patched)
     }
@@ -229,7 +243,12 @@ impl LeaderClient {
     }
 
     /// Writes the status of a cluster.
-    pub async fn apply_status(&self, namespace: &str, name: &str, body: &Value) -> Result<VX11Cluster, ClientError> {
+    pub async fn apply_status(
+        &self,
+        namespace: &str,
+        name: &str,
+        body: &Value,
+    ) -> Result<VX11Cluster, ClientError> {
         self.check()?;
         let api = Api::<VX11Cluster>::namespaced(self.client.clone(), namespace);
         // Status has one writer: whoever else wrote it is overruled.
@@ -247,8 +266,14 @@ impl LeaderClient {
         Ok(())
     }
 
+    /// Whether this process may change anything, in the API server or in an instance.
+    #[must_use]
+    pub fn may_write(&self) -> bool {
+        self.guard.may_write()
+    }
+
     fn check(&self) -> Result<(), ClientError> {
-        if self.guard.may_write() {
+        if self.may_write() {
             Ok(())
         } else {
             Err(ClientError::NotLeader)
@@ -257,7 +282,10 @@ impl LeaderClient {
 }
 
 fn event_time(event: &k8s_openapi::api::core::v1::Event) -> Option<jiff::Timestamp> {
-    let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref());
+    let series = event
+        .series
+        .as_ref()
+        .and_then(|series| series.last_observed_time.as_ref());
     [
         series.map(|time| time.0),
         event.last_timestamp.as_ref().map(|time| time.0),

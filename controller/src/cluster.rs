@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::core::v1::ResourceRequirements, apimachinery::pkg::apis::meta::v1::OwnerReference,
-};
+use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use vx11_crds::spec::BackendSpec;
+
+use crate::scale::{plan::Request, policy::Policy};
 
 /// One cluster, complete and consistent.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,12 @@ pub struct ValidatedCluster {
     pub redis: Option<Redis>,
     /// The route, unless there is none.
     pub route: Option<Route>,
+    /// Who sets the count of instances, and how.
+    pub scaling: Policy,
+    /// What the decision tree plans for.
+    pub plan: Request,
+    /// Only look, write nothing.
+    pub paused: bool,
     /// Namespace of the controller, whose pods may reach the admin port.
     pub operator_namespace: String,
 }
@@ -71,6 +77,9 @@ pub struct InstanceCount(i32);
 impl InstanceCount {
     /// Most instances a cluster may have, as in the schema.
     pub const MAX: i32 = 1000;
+
+    /// That many.
+    pub const LARGEST: Self = Self(Self::MAX);
 
     /// `None` outside 0 to [`Self::MAX`].
     #[must_use]

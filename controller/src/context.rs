@@ -14,6 +14,7 @@ use crate::{
     cache::{Cache, ClusterKey},
     client::{ClientError, LeaderClient},
     cluster::Defaults,
+    scale::step::Memories,
     telemetry::Metrics,
 };
 
@@ -35,6 +36,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// What a spec leaves open.
     pub defaults: Defaults,
+    /// What the scaling remembers.
+    pub memories: Memories,
     ingress_classes: Aged<Option<Arc<Vec<IngressClass>>>>,
     storage_classes: Aged<Option<Arc<Vec<StorageClass>>>>,
     failures: Mutex<BTreeMap<ClusterKey, u32>>,
@@ -65,6 +68,7 @@ impl Context {
             cache,
             metrics,
             defaults,
+            memories: Memories::default(),
             ingress_classes: Aged::default(),
             storage_classes: Aged::default(),
             failures: Mutex::default(),
@@ -144,6 +148,7 @@ impl Context {
     pub fn forget(&self, cluster: &ClusterKey) {
         self.cache.forget(cluster);
         self.reset_pause(cluster);
+        self.memories.forget(cluster);
         self.statuses
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

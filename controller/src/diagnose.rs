@@ -50,7 +50,9 @@ pub fn pod(pod: &Pod) -> Option<Trouble> {
         return Some(if reason == "Evicted" {
             Trouble::new(
                 "Evicted",
-                format!("pod {name} was evicted from its node: {detail}; free the node's resource or raise the requests"),
+                format!(
+                    "pod {name} was evicted from its node: {detail}; free the node's resource or raise the requests"
+                ),
             )
         } else {
             Trouble::new("PodFailed", format!("pod {name} failed ({reason}): {detail}"))
@@ -65,7 +67,9 @@ pub fn pod(pod: &Pod) -> Option<Trouble> {
         let detail = quote(condition.message.as_deref().unwrap_or_default());
         return Some(Trouble::new(
             "Unschedulable",
-            format!("no node takes pod {name}: {detail}; add nodes, lower the resource requests, or correct nodeSelector, tolerations or affinity"),
+            format!(
+                "no node takes pod {name}: {detail}; add nodes, lower the resource requests, or correct nodeSelector, tolerations or affinity"
+            ),
         ));
     }
     status
@@ -83,10 +87,16 @@ fn container_trouble(pod: &str, container: &ContainerStatus) -> Option<Trouble> 
     let detail = quote(waiting.message.as_deref().unwrap_or_default());
     let image = &container.image;
     match reason {
-        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull"
-        | "RegistryUnavailable" | "ImageInspectError" => Some(Trouble::new(
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "RegistryUnavailable"
+        | "ImageInspectError" => Some(Trouble::new(
             "ImagePullFailed",
-            format!("pod {pod} cannot get image {image}: {detail}; correct the image name, add imagePullSecrets, or load the image onto the nodes"),
+            format!(
+                "pod {pod} cannot get image {image}: {detail}; correct the image name, add imagePullSecrets, or load the image onto the nodes"
+            ),
         )),
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => Some(Trouble::new(
             "ContainerCannotStart",
@@ -103,7 +113,9 @@ fn crash_trouble(pod: &str, container: &ContainerStatus) -> Trouble {
         .as_ref()
         .and_then(|state| state.terminated.as_ref());
     let code = ended.map_or(0, |ended| ended.exit_code);
-    let words = ended.and_then(|ended| ended.message.as_deref()).unwrap_or_default();
+    let words = ended
+        .and_then(|ended| ended.message.as_deref())
+        .unwrap_or_default();
     // The log's end tells more than its beginning.
     let tail_start = words
         .char_indices()
@@ -125,7 +137,9 @@ fn crash_trouble(pod: &str, container: &ContainerStatus) -> Trouble {
     }
     Trouble::new(
         "CrashLooping",
-        format!("pod {pod} ends with code {code} again and again: {detail}; see kubectl logs --previous {pod}"),
+        format!(
+            "pod {pod} ends with code {code} again and again: {detail}; see kubectl logs --previous {pod}"
+        ),
     )
 }
 
@@ -140,13 +154,17 @@ pub fn pod_warning(pod: &str, reason: &str, message: &str) -> Trouble {
     {
         return Trouble::new(
             "RedisPasswordWrong",
-            format!("the Redis of pod {pod} refuses the password of its Secret: {detail}; restore the Secret's key password, or delete the pod so that it starts with the present one"),
+            format!(
+                "the Redis of pod {pod} refuses the password of its Secret: {detail}; restore the Secret's key password, or delete the pod so that it starts with the present one"
+            ),
         );
     }
     if message.contains("No space left on device") || message.contains("MISCONF") {
         return Trouble::new(
             "DiskFull",
-            format!("the Redis of pod {pod} cannot write its data: {detail}; its volume is full or broken: raise spec.redis.storage.size"),
+            format!(
+                "the Redis of pod {pod} cannot write its data: {detail}; its volume is full or broken: raise spec.redis.storage.size"
+            ),
         );
     }
     if message.contains("LOADING") {
@@ -176,7 +194,9 @@ pub fn creation_failure(workload: &str, message: &str) -> Trouble {
     if message.contains("exceeded quota") {
         return Trouble::new(
             "QuotaExceeded",
-            format!("{workload} may not create its pods: {detail}; raise the ResourceQuota or lower the resource requests"),
+            format!(
+                "{workload} may not create its pods: {detail}; raise the ResourceQuota or lower the resource requests"
+            ),
         );
     }
     if message.contains("forbidden") || message.contains("denied") {
@@ -199,7 +219,8 @@ mod tests {
     use super::*;
 
     fn pod_with(status: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "simple-cluster-redis-0"}, "status": status})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "simple-cluster-redis-0"}, "status": status}))
+            .unwrap()
     }
 
     fn waiting(reason: &str, message: &str) -> serde_json::Value {
@@ -218,11 +239,31 @@ mod tests {
     }
 
     #[rstest]
-    #[case(waiting("ImagePullBackOff", "Back-off pulling image"), "ImagePullFailed", "example.com/redis:nope")]
-    #[case(waiting("ErrImageNeverPull", "not present"), "ImagePullFailed", "load the image")]
-    #[case(waiting("CreateContainerConfigError", "secret \"x\" not found"), "ContainerCannotStart", "secret \"x\"")]
-    #[case(crashed("Error", "FATAL CONFIG FILE ERROR"), "CrashLooping", "FATAL CONFIG FILE ERROR")]
-    #[case(crashed("Error", "write: No space left on device"), "DiskFull", "spec.redis.storage.size")]
+    #[case(
+        waiting("ImagePullBackOff", "Back-off pulling image"),
+        "ImagePullFailed",
+        "example.com/redis:nope"
+    )]
+    #[case(
+        waiting("ErrImageNeverPull", "not present"),
+        "ImagePullFailed",
+        "load the image"
+    )]
+    #[case(
+        waiting("CreateContainerConfigError", "secret \"x\" not found"),
+        "ContainerCannotStart",
+        "secret \"x\""
+    )]
+    #[case(
+        crashed("Error", "FATAL CONFIG FILE ERROR"),
+        "CrashLooping",
+        "FATAL CONFIG FILE ERROR"
+    )]
+    #[case(
+        crashed("Error", "write: No space left on device"),
+        "DiskFull",
+        "spec.redis.storage.size"
+    )]
     #[case(crashed("OOMKilled", ""), "OutOfMemory", "resources.limits.memory")]
     #[case(
         json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}]}),
@@ -249,18 +290,36 @@ mod tests {
     }
 
     #[rstest]
-    #[case("Unhealthy", "Readiness probe failed: AUTH failed: WRONGPASS invalid", "RedisPasswordWrong")]
-    #[case("Unhealthy", "Readiness probe failed: MISCONF Errors writing to the AOF file: No space", "DiskFull")]
+    #[case(
+        "Unhealthy",
+        "Readiness probe failed: AUTH failed: WRONGPASS invalid",
+        "RedisPasswordWrong"
+    )]
+    #[case(
+        "Unhealthy",
+        "Readiness probe failed: MISCONF Errors writing to the AOF file: No space",
+        "DiskFull"
+    )]
     #[case("Unhealthy", "LOADING Redis is loading the dataset in memory", "RedisLoading")]
     #[case("FailedMount", "secret \"gone\" not found", "VolumeNotMounted")]
     #[case("Unhealthy", "connection refused", "NotHealthy")]
-    fn warnings_of_the_kubelet_become_reasons(#[case] reason: &str, #[case] message: &str, #[case] expected: &str) {
+    fn warnings_of_the_kubelet_become_reasons(
+        #[case] reason: &str,
+        #[case] message: &str,
+        #[case] expected: &str,
+    ) {
         assert_eq!(pod_warning("p", reason, message).reason, expected);
     }
 
     #[rstest]
-    #[case("pods \"x\" is forbidden: exceeded quota: small, requested: cpu=1", "QuotaExceeded")]
-    #[case("pods \"x\" is forbidden: violates PodSecurity \"restricted\"", "ForbiddenByPolicy")]
+    #[case(
+        "pods \"x\" is forbidden: exceeded quota: small, requested: cpu=1",
+        "QuotaExceeded"
+    )]
+    #[case(
+        "pods \"x\" is forbidden: violates PodSecurity \"restricted\"",
+        "ForbiddenByPolicy"
+    )]
     #[case("something else", "PodsNotCreated")]
     fn refusals_to_create_pods_are_told_apart(#[case] message: &str, #[case] expected: &str) {
         assert_eq!(creation_failure("Deployment d", message).reason, expected);

@@ -22,6 +22,11 @@ pub fn differences(wish: &Value, live: &Value) -> Vec<String> {
 
 fn compare(path: &str, wish: &Value, live: &Value, found: &mut Vec<String>) {
     match (wish, live) {
+        (Value::Object(_), Value::Object(_)) if is_selector(path) => {
+            if wish != live {
+                found.push(path.to_owned());
+            }
+        }
         (Value::Object(wish), Value::Object(live)) => {
             for (key, value) in wish {
                 let path = if path.is_empty() {
@@ -89,6 +94,13 @@ fn merge_keys(path: &str) -> Option<&'static [&'static str]> {
     }
 }
 
+/// Selectors are one value as well: one more label in them selects other pods.
+fn is_selector(path: &str) -> bool {
+    path.rsplit('.')
+        .next()
+        .is_some_and(|field| field.ends_with("elector"))
+}
+
 fn is_quantity(path: &str) -> bool {
     path.contains("resources.requests.") || path.contains("resources.limits.")
 }
@@ -146,6 +158,11 @@ mod tests {
         json!({"spec": {"ports": [{"port": 1, "protocol": "TCP", "targetPort": 9}]}}),
         "spec.ports[1/TCP].targetPort"
     )]
+    #[case::selectors_are_one_value(
+        json!({"spec": {"selector": {"a": "1"}}}),
+        json!({"spec": {"selector": {"a": "1", "b": "2"}}}),
+        "spec.selector"
+    )]
     #[case::rules_are_one_value(
         json!({"spec": {"ingress": [{"from": ["a"]}]}}),
         json!({"spec": {"ingress": [{"from": ["a"]}, {"from": ["b"]}]}}),
@@ -162,7 +179,10 @@ mod tests {
 
     #[test]
     fn the_list_of_differences_is_bounded() {
-        let wish: Value = (0..100).map(|n| (n.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
+        let wish: Value = (0..100)
+            .map(|n| (n.to_string(), json!(1)))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
         assert_eq!(differences(&wish, &json!({})).len(), MAX_NAMED);
     }
 }

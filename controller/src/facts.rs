@@ -2,7 +2,7 @@
 //!
 //! Whole objects are never kept, so that memory follows the number of objects and not their size.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -17,6 +17,10 @@ use crate::{
     fingerprint,
     kinds::Kind,
     names::{self, Component},
+    scale::{
+        marks,
+        observation::{Mark, Removal},
+    },
 };
 
 /// What is remembered of an object, by its kind.
@@ -57,6 +61,8 @@ pub struct DeploymentFacts {
     pub creation_failure: Option<String>,
     /// No progress within the deadline.
     pub stuck: bool,
+    /// The drained pods that the present count was lowered for.
+    pub removing: Vec<Removal>,
 }
 
 /// State of the StatefulSet.
@@ -113,6 +119,16 @@ pub struct PodFacts {
     pub created: Option<Timestamp>,
     /// Why it does not run, as far as its status tells.
     pub trouble: Option<Trouble>,
+    /// Its address, once it has one.
+    pub address: Option<IpAddr>,
+    /// How often its containers were restarted.
+    pub restarts: i32,
+    /// It has ended and will not run again.
+    pub finished: bool,
+    /// Zone of its node, where Kubernetes tells it.
+    pub zone: Option<String>,
+    /// It is being drained to be removed.
+    pub mark: Option<Mark>,
 }
 
 /// Keys of a Secret.
@@ -255,6 +271,13 @@ fn deployment_facts(deployment: &Deployment) -> DeploymentFacts {
             .and_then(|condition| condition.message.clone()),
         stuck: condition("Progressing")
             .is_some_and(|condition| condition.reason.as_deref() == Some("ProgressDeadlineExceeded")),
+        removing: deployment
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(names::REMOVING))
+            .map(|text| marks::read_removals(text))
+            .unwrap_or_default(),
     }
 }
 
@@ -287,11 +310,7 @@ fn ingress_facts(ingress: &Ingress) -> IngressFacts {
 fn claim_facts(claim: &PersistentVolumeClaim) -> ClaimFacts {
     let spec = claim.spec.clone().unwrap_or_default();
     ClaimFacts {
-        bound: claim
-            .status
-            .as_ref()
-            .and_then(|status| status.phase.as_deref())
-            == Some("Bound"),
+        bound: claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound"),
         requested: spec
             .resources
             .and_then(|resources| resources.requests)
@@ -313,9 +332,8 @@ fn pod_facts(pod: &Pod) -> PodFacts {
                 .into_iter()
                 .find(|component| component.as_str() == label)
         });
-    let ready = pod
-        .status
-        .as_ref()
+    let status = pod.status.as_ref();
+    let ready = status
         .and_then(|status| status.conditions.as_ref())
         .into_iter()
         .flatten()
@@ -327,6 +345,27 @@ fn pod_facts(pod: &Pod) -> PodFacts {
         terminating: pod.metadata.deletion_timestamp.is_some(),
         created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
         trouble: diagnose::pod(pod),
+        address: status.and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
+        restarts: status
+            .and_then(|status| status.container_statuses.as_ref())
+            .into_iter()
+            .flatten()
+            .map(|container| container.restart_count)
+            .sum(),
+        finished: status
+            .and_then(|status| status.phase.as_deref())
+            .is_some_and(|phase| matches!(phase, "Succeeded" | "Failed")),
+        // Kubernetes copies it from the node since 1.33.
+        zone: pod
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get("topology.kubernetes.io/zone").cloned()),
+        mark: pod
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| marks::read(annotations.get(names::DRAIN)?)),
     }
 }
 

@@ -33,14 +33,11 @@ pub fn of_secret(secret: &[u8]) -> String {
 fn hex(bytes: &[u8], length: usize) -> String {
     use std::fmt::Write;
 
-    bytes
-        .iter()
-        .take(length)
-        .fold(String::new(), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    bytes.iter().take(length).fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]

@@ -35,7 +35,11 @@ async fn ready(State(shared): State<Shared>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(json!({"ready": waiting_for.is_empty(), "waitingFor": waiting_for}))).into_response()
+    (
+        status,
+        Json(json!({"ready": waiting_for.is_empty(), "waitingFor": waiting_for})),
+    )
+        .into_response()
 }
 
 async fn scrape(State(shared): State<Shared>) -> Response {

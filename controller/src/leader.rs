@@ -14,10 +14,7 @@ use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
-use kube::{
-    Api, Client,
-    api::PostParams,
-};
+use kube::{Api, Client, api::PostParams};
 
 /// How long a lease is valid after it was last seen to change.
 const LEASE_DURATION: Duration = Duration::from_secs(15);
@@ -163,7 +160,9 @@ impl Elector {
             let spec = lease.spec.get_or_insert_default();
             spec.holder_identity = None;
             spec.renew_time = None;
-            self.api.replace(&self.name, &PostParams::default(), &lease).await?;
+            self.api
+                .replace(&self.name, &PostParams::default(), &lease)
+                .await?;
         }
         Ok(())
     }
@@ -213,7 +212,11 @@ impl Elector {
 
     fn note(&mut self, lease: &Lease) {
         let version = &lease.metadata.resource_version;
-        if self.last_change.as_ref().is_none_or(|last| last.version != *version) {
+        if self
+            .last_change
+            .as_ref()
+            .is_none_or(|last| last.version != *version)
+        {
             self.last_change = Some(Observation {
                 version: version.clone(),
                 at: Instant::now(),
@@ -222,7 +225,10 @@ impl Elector {
     }
 
     fn standing(&self, lease: &Lease) -> Standing {
-        let unchanged_for = self.last_change.as_ref().map_or(Duration::ZERO, |last| last.at.elapsed());
+        let unchanged_for = self
+            .last_change
+            .as_ref()
+            .map_or(Duration::ZERO, |last| last.at.elapsed());
         standing(lease, &self.identity, unchanged_for)
     }
 }

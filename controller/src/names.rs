@@ -28,6 +28,11 @@ pub const REDIS_PASSWORD_FINGERPRINT: &str = "vx11.io/redis-password";
 /// Pod annotation: fingerprint of the Redis configuration. A new one rolls the pod.
 pub const REDIS_CONFIG_FINGERPRINT: &str = "vx11.io/redis-config";
 
+/// Pod annotation: being drained to be removed, since when and until when.
+pub const DRAIN: &str = "vx11.io/drain";
+/// Deployment annotation: the drained pods that the present `replicas` was lowered for.
+pub const REMOVING: &str = "vx11.io/removing";
+
 /// Label of namespaces whose pods may scrape the admin port.
 pub const MONITORING_NAMESPACE: &str = "vx11.io/monitoring";
 /// `app.kubernetes.io/name` of the controller's own pods, which the chart sets.
@@ -43,7 +48,9 @@ pub const REDIS_PORT: i32 = 6379;
 /// Key of the password in a Redis auth Secret.
 pub const PASSWORD_KEY: &str = "password";
 /// Keys of the signing-key Secret that must exist.
-pub const SIGNING_KEYS: [&str; 2] = ["current", "control-token"];
+pub const SIGNING_KEYS: [&str; 2] = ["current", CONTROL_TOKEN_KEY];
+/// Key of the token that lets the controller drain instances.
+pub const CONTROL_TOKEN_KEY: &str = "control-token";
 /// Key of the generated principal.
 pub const PRINCIPAL_KEY: &str = "principal";
 
@@ -127,6 +134,12 @@ pub fn signing_key(cluster: &str) -> String {
 #[must_use]
 pub fn principal_tokens(cluster: &str) -> String {
     format!("{cluster}-principal-tokens")
+}
+
+/// ConfigMap with the journal of scaling decisions.
+#[must_use]
+pub fn scaling(cluster: &str) -> String {
+    format!("{cluster}-scaling")
 }
 
 /// The Ingress.

@@ -25,15 +25,35 @@ const OWNED: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
 
 /// Everything the controller does where clusters are. The chart's role is this list.
 pub const RULES: &[Rule] = &[
-    rule("vx11.io", "vx11clusters", &["get", "list", "watch"], "what to reconcile"),
+    rule(
+        "vx11.io",
+        "vx11clusters",
+        &["get", "list", "watch"],
+        "what to reconcile",
+    ),
     rule("vx11.io", "vx11clusters/status", &["patch"], "report"),
     rule("apps", "deployments", OWNED, "the instances"),
     rule("apps", "statefulsets", OWNED, "the Redis"),
     rule("", "services", OWNED, "names in DNS"),
-    rule("", "configmaps", OWNED, "configuration of the Redis"),
+    rule(
+        "",
+        "configmaps",
+        OWNED,
+        "configuration of the Redis; journal of the scaling",
+    ),
     rule("", "serviceaccounts", OWNED, "identity of the instances"),
-    rule("policy", "poddisruptionbudgets", OWNED, "how many instances an eviction may take"),
-    rule("networking.k8s.io", "networkpolicies", OWNED, "who may talk to the pods"),
+    rule(
+        "policy",
+        "poddisruptionbudgets",
+        OWNED,
+        "how many instances an eviction may take",
+    ),
+    rule(
+        "networking.k8s.io",
+        "networkpolicies",
+        OWNED,
+        "who may talk to the pods",
+    ),
     rule("networking.k8s.io", "ingresses", OWNED, "the route"),
     rule(
         "",
@@ -41,15 +61,30 @@ pub const RULES: &[Rule] = &[
         &["get", "list", "watch", "create", "patch"],
         "read by name; list and watch only metadata, by label; create generated ones once; patch their labels; never delete",
     ),
-    rule("", "pods", &["get", "list", "watch"], "why one does not run"),
+    rule(
+        "",
+        "pods",
+        &["get", "list", "watch", "patch"],
+        "why one does not run; patch: mark the one that a scale-in drains, with its deletion cost",
+    ),
     rule(
         "",
         "persistentvolumeclaims",
         &["get", "list", "watch", "patch"],
         "why a volume is missing; grow it",
     ),
-    rule("", "events", &["list"], "the kubelet's words about a pod that does not start"),
-    rule("events.k8s.io", "events", &["create", "patch"], "tell transitions"),
+    rule(
+        "",
+        "events",
+        &["list"],
+        "the kubelet's words about a pod that does not start",
+    ),
+    rule(
+        "events.k8s.io",
+        "events",
+        &["create", "patch"],
+        "tell transitions",
+    ),
 ];
 
 const fn rule(

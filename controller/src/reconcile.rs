@@ -21,7 +21,7 @@ use vx11_crds::VX11Cluster;
 use self::{
     apply::{Applied, apply},
     build::build,
-    dereference::{REFERENCED_SECRET_AGE, Referenced, dereference},
+    dereference::{REFERENCED_SECRET_AGE, Referenced, dereference, doubt_polled},
     inspect::inspect,
     summary::{Findings, summarise},
     update_status::update_status,
@@ -30,9 +30,9 @@ use self::{
 use crate::{
     cache::ClusterKey,
     client::ClientError,
-    cluster::{InstanceCount, ValidatedCluster},
     context::Context,
     diagnose::Trouble,
+    scale::step::{Scaled, scale},
 };
 
 /// When to look again at a cluster that is not settled; changes are seen at once, this is for time itself.
@@ -40,6 +40,8 @@ const UNSETTLED_LOOK: Duration = Duration::from_secs(10);
 /// When to look again at a settled cluster. Watches tell of every change; this only bounds what a lost one
 /// could cost.
 const SETTLED_LOOK: Duration = Duration::from_mins(30);
+/// When to look again at a cluster whose spec cannot be carried out.
+const INVALID_LOOK: Duration = Duration::from_secs(3);
 /// When to look again after an object was told to go.
 const WAITING_LOOK: Duration = Duration::from_secs(1);
 
@@ -96,20 +98,23 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
 
     let referenced = dereference(context, &key, cluster).await?;
     let validated = validate(cluster, &referenced, &context.defaults);
-    let desired = validated.as_ref().ok().map(count_instances);
-    let applied = match (&validated, desired) {
-        (Ok(validated), Some(desired)) if !cluster.spec.paused => {
-            apply(context, &key, build(validated, desired)).await?
+    let now = Timestamp::now();
+    let previous = context.latest_status(&key, cluster);
+    let scaled = match &validated {
+        Ok(validated) => Some(scale(context, &key, validated, &previous, now.into()).await?),
+        Err(_) => None,
+    };
+    let applied = match (&validated, &scaled) {
+        (Ok(validated), Some(scaled)) if !validated.paused => {
+            apply(context, &key, build(validated, scaled.count())).await?
         }
         _ => Applied::default(),
     };
-    let now = Timestamp::now();
     let inspected = inspect(context, &key, now).await?;
-    let previous = context.latest_status(&key, cluster);
     let summary = summarise(&Findings {
         cluster,
         previous: &previous,
-        desired: desired.map(InstanceCount::get),
+        desired: scaled.as_ref().map(Scaled::desired),
         referenced: &referenced,
         invalid: validated
             .err()
@@ -120,36 +125,42 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
             .filter_map(|failure| failure.trouble.clone())
             .collect(),
         inspected: &inspected,
+        scaling: scaled.as_ref().map(|scaled| &scaled.report),
+        scaling_news: scaled.as_ref().and_then(|scaled| scaled.news.clone()),
         now,
     });
     let settled = summary.settled;
+    let invalid = scaled.is_none();
     update_status(context, &key, cluster, &previous, summary).await?;
 
     if let Some(failure) = applied.failures.first() {
-        return Err(ReconcileError::Unapplied(format!("{}: {}", failure.object, failure.error)));
+        return Err(ReconcileError::Unapplied(format!(
+            "{}: {}",
+            failure.object, failure.error
+        )));
     }
     context.reset_pause(&key);
-    Ok(next_look(cluster, &applied, settled))
+    if invalid {
+        // Somebody is about to correct it, most likely a Secret.
+        doubt_polled(context, &key, cluster);
+        return Ok(Action::requeue(INVALID_LOOK));
+    }
+    Ok(next_look(cluster, &applied, settled, scaled.as_ref()))
 }
 
-/// How many instances there should be.
-fn count_instances(cluster: &ValidatedCluster) -> InstanceCount {
-    // The scaler decides here once `spec.autoscaling` exists: scale::decide(cluster, observed, now).
-    cluster.instances
-}
-
-fn next_look(cluster: &VX11Cluster, applied: &Applied, settled: bool) -> Action {
-    let polled = if Referenced::is_polled(cluster) {
+fn next_look(cluster: &VX11Cluster, applied: &Applied, settled: bool, scaled: Option<&Scaled>) -> Action {
+    let polled = if Referenced::polled(cluster).next().is_some() {
         REFERENCED_SECRET_AGE
     } else {
         SETTLED_LOOK
     };
-    Action::requeue(match (applied.waiting, settled) {
+    let pause = match (applied.waiting, settled) {
         (true, _) => WAITING_LOOK,
         (false, false) => UNSETTLED_LOOK.min(polled),
         // Spread, so that clusters that were created together are not looked at together for ever.
         (false, true) => polled.mul_f64(1.0 - 0.2 * rand::random::<f64>()),
-    })
+    };
+    Action::requeue(scaled.map_or(pause, |scaled| pause.min(scaled.next_look)))
 }
 
 /// What happens after a failed reconcile: a pause of the cluster's own, which grows.

@@ -41,7 +41,9 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug, Error)]
 pub enum RunError {
     /// No way to the API server is configured.
-    #[error("no access to Kubernetes is configured: {0}; set KUBECONFIG, or run in a pod with a service account")]
+    #[error(
+        "no access to Kubernetes is configured: {0}; set KUBECONFIG, or run in a pod with a service account"
+    )]
     Configuration(#[from] kube::config::InferConfigError),
     /// The client cannot be built.
     #[error("cannot talk to the API server: {0}")]
@@ -111,7 +113,10 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     }
     tracing::info!(identity, "stopping");
     metrics.set_leader(false);
-    if tokio::time::timeout(STOP_DEADLINE, elector.release()).await.is_err() {
+    if tokio::time::timeout(STOP_DEADLINE, elector.release())
+        .await
+        .is_err()
+    {
         tracing::warn!("the lease could not be released in time; it expires by itself");
     }
     Ok(())
@@ -127,7 +132,10 @@ async fn wait_for_prerequisites(client: &Client, settings: &Settings, readiness:
     loop {
         match is_served(client).await {
             Ok(true) => break,
-            Ok(false) => readiness.wait(DEFINITION, "the API server does not serve it; install it with the chart"),
+            Ok(false) => readiness.wait(
+                DEFINITION,
+                "the API server does not serve it; install it with the chart",
+            ),
             Err(error) => readiness.wait(DEFINITION, format!("cannot ask the API server: {error}")),
         }
         log_waiting(readiness);
@@ -157,7 +165,10 @@ async fn is_served(client: &Client) -> Result<bool, kube::Error> {
     let api_version = VX11Cluster::api_version(&());
     let resources: Result<APIResourceList, kube::Error> = client.list_api_group_resources(&api_version).await;
     match resources {
-        Ok(list) => Ok(list.resources.iter().any(|resource| resource.name == VX11Cluster::plural(&()))),
+        Ok(list) => Ok(list
+            .resources
+            .iter()
+            .any(|resource| resource.name == VX11Cluster::plural(&()))),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
         Err(error) => Err(error),
     }

@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::kinds::Kind;
+use crate::{kinds::Kind, scale::decision::Reason};
 
 /// Starts logging. A filter that does not parse falls back to `info` and says so.
 pub fn start_logging(filter: &str) {
@@ -17,7 +17,12 @@ pub fn start_logging(filter: &str) {
     let complaint = parsed.as_ref().err().map(ToString::to_string);
     tracing_subscriber::registry()
         .with(parsed.unwrap_or_else(|_| EnvFilter::new("info")))
-        .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false))
+        .with(
+            tracing_subscriber::fmt::layer()
+                .json()
+                .flatten_event(true)
+                .with_span_list(false),
+        )
         .init();
     if let Some(complaint) = complaint {
         tracing::warn!(filter, complaint, "VX11_LOG is no filter; using `info`");
@@ -65,6 +70,9 @@ pub struct Metrics {
     drift_corrected: Family<Labels<1>, Counter>,
     watch_errors: Family<Labels<1>, Counter>,
     invalid_objects: Counter,
+    observe_duration: Histogram,
+    decisions: Family<Labels<1>, Counter>,
+    instance_refusals: Counter,
     leader: Gauge,
     clusters: Gauge,
     ready: Gauge,
@@ -89,6 +97,9 @@ impl Metrics {
         let drift_corrected = Family::default();
         let watch_errors = Family::default();
         let invalid_objects = Counter::default();
+        let observe_duration = Histogram::new([0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0]);
+        let decisions = Family::default();
+        let instance_refusals = Counter::default();
         let leader = Gauge::default();
         let clusters = Gauge::default();
         let ready = Gauge::default();
@@ -119,9 +130,33 @@ impl Metrics {
             "VX11Clusters that do not parse and are left alone",
             invalid_objects.clone(),
         );
+        registry.register_with_unit(
+            "observe_duration",
+            "Time to ask every instance of a cluster for its load",
+            Unit::Seconds,
+            observe_duration.clone(),
+        );
+        registry.register(
+            "scaling_decisions",
+            "Decisions about a count of instances that differ from the one before",
+            decisions.clone(),
+        );
+        registry.register(
+            "instance_refusals",
+            "Orders (drain, serve again, shed) that an instance did not follow",
+            instance_refusals.clone(),
+        );
         registry.register("leader", "1 while this process holds the lease", leader.clone());
-        registry.register("clusters", "VX11Clusters that this process looks after", clusters.clone());
-        registry.register("clusters_ready", "Of those, the ones that are Ready", ready.clone());
+        registry.register(
+            "clusters",
+            "VX11Clusters that this process looks after",
+            clusters.clone(),
+        );
+        registry.register(
+            "clusters_ready",
+            "Of those, the ones that are Ready",
+            ready.clone(),
+        );
         Self {
             registry,
             reconcile_duration,
@@ -130,6 +165,9 @@ impl Metrics {
             drift_corrected,
             watch_errors,
             invalid_objects,
+            observe_duration,
+            decisions,
+            instance_refusals,
             leader,
             clusters,
             ready,
@@ -170,6 +208,21 @@ impl Metrics {
     /// A VX11Cluster does not parse.
     pub fn saw_invalid_object(&self) {
         self.invalid_objects.inc();
+    }
+
+    /// Every instance of a cluster was asked for its load.
+    pub fn observed(&self, duration: Duration) {
+        self.observe_duration.observe(duration.as_secs_f64());
+    }
+
+    /// A count was decided in another way than before.
+    pub fn decided(&self, reason: Reason) {
+        self.decisions.get_or_create(&[("reason", reason.as_str())]).inc();
+    }
+
+    /// An instance did not do as it was told.
+    pub fn instance_refused(&self) {
+        self.instance_refusals.inc();
     }
 
     /// This process leads, or no longer.

@@ -206,7 +206,10 @@ impl SharedWriter {
         let (Some(name), Some(namespace)) = (&metadata.name, &metadata.namespace) else {
             return;
         };
-        let mut state = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self
+            .inner
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let reference = ObjectRef::<VX11Cluster>::new(name).within(namespace);
         if let Some(cluster) = state.writer.as_reader().get(&reference) {
             state
@@ -217,7 +220,10 @@ impl SharedWriter {
 
     /// Takes an event of one namespace's watch. Returns the clusters that are gone.
     fn take(&self, namespace: Option<&str>, event: Event<VX11Cluster>) -> Vec<VX11Cluster> {
-        let mut state = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self
+            .inner
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let state = &mut *state;
         let part = namespace.map(str::to_owned);
         match event {
@@ -242,13 +248,19 @@ impl SharedWriter {
                     }
                     return Vec::new();
                 }
-                let names: BTreeSet<_> = listed.iter().map(ObjectRef::from_obj).map(|r| r.to_string()).collect();
+                let names: BTreeSet<_> = listed
+                    .iter()
+                    .map(ObjectRef::from_obj)
+                    .map(|r| r.to_string())
+                    .collect();
                 let gone: Vec<VX11Cluster> = state
                     .writer
                     .as_reader()
                     .state()
                     .into_iter()
-                    .filter(|cluster| namespace.is_none_or(|name| cluster.metadata.namespace.as_deref() == Some(name)))
+                    .filter(|cluster| {
+                        namespace.is_none_or(|name| cluster.metadata.namespace.as_deref() == Some(name))
+                    })
                     .filter(|cluster| !names.contains(&ObjectRef::from_obj(cluster.as_ref()).to_string()))
                     .map(|cluster| cluster.as_ref().clone())
                     .collect();
@@ -408,7 +420,10 @@ mod tests {
         let gone = list("a", &["two"]);
         assert_eq!(gone.len(), 1);
         assert_eq!(store.len(), 2);
-        assert_eq!(shared.take(Some("b"), Event::Delete(cluster("b", "one"))).len(), 1);
+        assert_eq!(
+            shared.take(Some("b"), Event::Delete(cluster("b", "one"))).len(),
+            1
+        );
         assert_eq!(store.len(), 1);
     }
 }

@@ -33,10 +33,11 @@ the requests in the API server's audit log, so that nothing is granted that is n
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create, patch]
-# Say why an instance or the Redis does not run.
+# Say why an instance or the Redis does not run. patch: mark the instance that a scale-in drains, with its
+# deletion cost.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, patch]
 # Say why a volume is missing; patch: let it grow.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]

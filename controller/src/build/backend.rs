@@ -205,10 +205,7 @@ fn build_environment(cluster: &ValidatedCluster) -> Vec<EnvVar> {
             limits.issuances_per_second_per_principal.to_string(),
         ),
         ("VX11_LISTEN", format!("0.0.0.0:{HTTP_PORT}")),
-        (
-            "VX11_MAX_CLIENTS",
-            stream.max_clients_per_instance.to_string(),
-        ),
+        ("VX11_MAX_CLIENTS", stream.max_clients_per_instance.to_string()),
         (
             "VX11_MAX_CLIENTS_PER_ADDRESS",
             limits.clients_per_address.to_string(),

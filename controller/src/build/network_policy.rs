@@ -24,10 +24,7 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 pub fn build_backend_policy(cluster: &ValidatedCluster) -> NetworkPolicy {
     let controller = NetworkPolicyPeer {
         namespace_selector: Some(labels_are(NAMESPACE_NAME, &cluster.operator_namespace)),
-        pod_selector: Some(labels_are(
-            "app.kubernetes.io/name",
-            names::CONTROLLER_APP_NAME,
-        )),
+        pod_selector: Some(labels_are("app.kubernetes.io/name", names::CONTROLLER_APP_NAME)),
         ip_block: None,
     };
     let monitoring = NetworkPolicyPeer {

@@ -9,9 +9,9 @@ use k8s_openapi::{
             StatefulSetSpec, StatefulSetUpdateStrategy,
         },
         core::v1::{
-            ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, ExecAction, LocalObjectReference,
-            PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSpec, PodTemplateSpec, Probe, Service,
-            ServicePort, ServiceSpec, Volume, VolumeResourceRequirements,
+            ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, ExecAction,
+            LocalObjectReference, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSpec, PodTemplateSpec,
+            Probe, Service, ServicePort, ServiceSpec, Volume, VolumeResourceRequirements,
         },
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},

@@ -12,11 +12,11 @@ use kube::api::{DynamicObject, PropagationPolicy};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::build::{Prepared, PreparedRedis};
+use super::build::{Count, Prepared, PreparedRedis};
 use crate::{
     cache::{Child, ClusterKey},
     client::{ClientError, Manager},
-    cluster::{Identity, InstanceCount},
+    cluster::Identity,
     context::Context,
     diagnose::{self, Trouble},
     diff,
@@ -24,6 +24,7 @@ use crate::{
     fingerprint,
     kinds::Kind,
     names,
+    scale::marks,
 };
 
 /// The objects of a cluster after they were applied. Status is made of this only, so that it cannot speak
@@ -117,7 +118,7 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
         redis,
         backend_account,
         backend_deployment,
-        instances,
+        count,
         backend_service,
         backend_policy,
         backend_budget,
@@ -184,7 +185,7 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
         };
         report.add(Kind::StatefulSet, name, outcome)?;
     }
-    let outcome = pass.ensure_deployment(&backend_deployment, instances).await;
+    let outcome = pass.ensure_deployment(&backend_deployment, &count).await;
     report.add(Kind::Deployment, names::backend(&identity.name), outcome)?;
     pass.ensure_all(after, &mut report).await?;
 
@@ -200,7 +201,12 @@ struct Report {
 }
 
 impl Report {
-    fn add(&mut self, kind: Kind, name: String, outcome: Result<Outcome, ApplyError>) -> Result<(), ClientError> {
+    fn add(
+        &mut self,
+        kind: Kind,
+        name: String,
+        outcome: Result<Outcome, ApplyError>,
+    ) -> Result<(), ClientError> {
         let object = format!("{} {name}", kind.as_str());
         self.wanted.insert((kind, name));
         match outcome {
@@ -326,7 +332,8 @@ impl Pass<'_> {
 
     /// The Deployment under one manager and its count under another. The count is never let go by the first
     /// before the second holds it: a field that nobody holds falls back to 1.
-    async fn ensure_deployment(self, deployment: &Deployment, instances: InstanceCount) -> Result<Outcome, ApplyError> {
+    async fn ensure_deployment(self, deployment: &Deployment, count: &Count) -> Result<Outcome, ApplyError> {
+        let instances = count.instances;
         let wish = Wish::new(Kind::Deployment, deployment)?;
         let agreed = format!("{}/{}", wish.fingerprint, instances.get());
         if self.agrees(&wish, &agreed) {
@@ -357,7 +364,7 @@ impl Pass<'_> {
                     to = instances.get(),
                     "setting the count of instances"
                 );
-                self.write_count(&wish.name, instances).await?
+                self.write_count(&wish.name, count).await?
             }
             _ => live,
         };
@@ -366,13 +373,19 @@ impl Pass<'_> {
         Ok(Outcome::Settled)
     }
 
-    async fn write_count(self, name: &str, instances: InstanceCount) -> Result<DynamicObject, ApplyError> {
+    async fn write_count(self, name: &str, count: &Count) -> Result<DynamicObject, ApplyError> {
         let resource = Kind::Deployment.resource();
+        // With the count, and only with it: whoever leads next knows which pods it was lowered for.
+        let removing = if count.removing.is_empty() {
+            json!({})
+        } else {
+            json!({names::REMOVING: marks::write_removals(&count.removing)})
+        };
         let body = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
-            "metadata": {"name": name},
-            "spec": {"replicas": instances.get()},
+            "metadata": {"name": name, "annotations": removing},
+            "spec": {"replicas": count.instances.get()},
         });
         let namespace = &self.identity.namespace;
         let client = &self.context.client;
@@ -428,7 +441,11 @@ impl Pass<'_> {
 
     /// Reads an object and makes sure that it may be written.
     async fn read(self, kind: Kind, name: &str) -> Result<Option<DynamicObject>, ApplyError> {
-        let live = self.context.client.get(kind, &self.identity.namespace, name).await?;
+        let live = self
+            .context
+            .client
+            .get(kind, &self.identity.namespace, name)
+            .await?;
         if let Some(live) = &live {
             self.check_owner(kind, name, live)?;
         }

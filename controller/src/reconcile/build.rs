@@ -15,6 +15,7 @@ use crate::{
     },
     cluster::{Identity, InstanceCount, ValidatedCluster, Volume},
     names::Component,
+    scale::observation::Removal,
 };
 
 /// Every object of a cluster, as it should be.
@@ -31,7 +32,7 @@ pub struct Prepared {
     /// The instances, without their count.
     pub backend_deployment: Deployment,
     /// The count of instances.
-    pub instances: InstanceCount,
+    pub count: Count,
     /// Name of the instances in DNS.
     pub backend_service: Service,
     /// Who may talk to the instances.
@@ -57,9 +58,18 @@ pub struct PreparedRedis {
     pub volume: Option<Volume>,
 }
 
+/// How many instances, and which drained ones a lower count is to remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// The Deployment's `replicas`.
+    pub instances: InstanceCount,
+    /// The drained instances that are to go.
+    pub removing: Vec<Removal>,
+}
+
 /// Builds every object of a cluster with this many instances.
 #[must_use]
-pub fn build(cluster: &ValidatedCluster, instances: InstanceCount) -> Prepared {
+pub fn build(cluster: &ValidatedCluster, count: Count) -> Prepared {
     let identity = &cluster.identity;
     let mut credentials = vec![
         build_credential(identity, Component::Backend, &cluster.backend.principals),
@@ -80,10 +90,10 @@ pub fn build(cluster: &ValidatedCluster, instances: InstanceCount) -> Prepared {
         }),
         backend_account: backend::build_service_account(cluster),
         backend_deployment: backend::build_deployment(cluster),
-        instances,
+        backend_budget: disruption::build_disruption_budget(cluster, count.instances),
+        count,
         backend_service: backend::build_service(cluster),
         backend_policy: network_policy::build_backend_policy(cluster),
-        backend_budget: disruption::build_disruption_budget(cluster, instances),
         ingress: cluster
             .route
             .as_ref()
@@ -96,15 +106,22 @@ mod tests {
     use super::*;
     use crate::build::fixture::{memory_cluster, simple_cluster};
 
+    fn count(instances: i32) -> Count {
+        Count {
+            instances: InstanceCount::new(instances).unwrap(),
+            removing: Vec::new(),
+        }
+    }
+
     #[test]
     fn the_same_cluster_builds_the_same_bytes() {
-        let render = || format!("{:?}", build(&simple_cluster(), InstanceCount::new(3).unwrap()));
+        let render = || format!("{:?}", build(&simple_cluster(), count(3)));
         assert_eq!(render(), render());
     }
 
     #[test]
     fn a_budget_comes_with_the_second_instance() {
-        let budget = |count| build(&simple_cluster(), InstanceCount::new(count).unwrap()).backend_budget;
+        let budget = |instances| build(&simple_cluster(), count(instances)).backend_budget;
         assert!(budget(0).is_none());
         assert!(budget(1).is_none());
         insta::assert_yaml_snapshot!("disruption-budget", budget(2));
@@ -112,14 +129,14 @@ mod tests {
 
     #[test]
     fn the_network_policies_of_a_simple_cluster() {
-        let prepared = build(&simple_cluster(), InstanceCount::new(3).unwrap());
+        let prepared = build(&simple_cluster(), count(3));
         insta::assert_yaml_snapshot!("backend-policy", prepared.backend_policy);
         insta::assert_yaml_snapshot!("redis-policy", prepared.redis.unwrap().policy);
     }
 
     #[test]
     fn without_redis_and_route_only_the_instances_are_built() {
-        let prepared = build(&memory_cluster(), InstanceCount::new(1).unwrap());
+        let prepared = build(&memory_cluster(), count(1));
         assert!(prepared.redis.is_none());
         assert!(prepared.ingress.is_none());
         assert!(prepared.credentials.is_empty() || prepared.credentials.len() == 2);
@@ -127,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_generated_secret_is_applied_without_its_contents() {
-        let prepared = build(&simple_cluster(), InstanceCount::new(3).unwrap());
+        let prepared = build(&simple_cluster(), count(3));
         for credential in prepared.credentials {
             assert_eq!(credential.secret.data, None);
             assert_eq!(credential.secret.string_data, None);

@@ -42,12 +42,23 @@ pub struct Referenced {
 }
 
 impl Referenced {
-    /// Whether anything of this is only polled.
-    #[must_use]
-    pub fn is_polled(cluster: &VX11Cluster) -> bool {
-        cluster.spec.redis.auth.is_some()
-            || cluster.spec.backend.principal_tokens.is_some()
-            || cluster.spec.load_balancer.tls_secret_name.is_some()
+    /// Secrets that the user made, which are only polled.
+    pub fn polled(cluster: &VX11Cluster) -> impl Iterator<Item = &str> {
+        let spec = &cluster.spec;
+        let redis = spec.redis.auth.as_ref().map(|auth| auth.secret_name.as_str());
+        let principals = spec.backend.principal_tokens.as_ref();
+        let tls = spec.load_balancer.tls_secret_name.as_deref();
+        redis
+            .into_iter()
+            .chain(principals.map(|principals| principals.secret_name.as_str()))
+            .chain(tls)
+    }
+}
+
+/// Has everything that is only polled read again at the next look.
+pub fn doubt_polled(context: &Context, key: &ClusterKey, cluster: &VX11Cluster) {
+    for name in Referenced::polled(cluster) {
+        context.cache.doubt(key, Kind::Secret, name);
     }
 }
 
@@ -84,19 +95,35 @@ pub enum ClassKnowledge {
 }
 
 /// Reads what the cluster refers to.
-pub async fn dereference(context: &Context, key: &ClusterKey, cluster: &VX11Cluster) -> Result<Referenced, ClientError> {
+pub async fn dereference(
+    context: &Context,
+    key: &ClusterKey,
+    cluster: &VX11Cluster,
+) -> Result<Referenced, ClientError> {
     let spec = &cluster.spec;
     let redis_auth = match (&spec.redis.type_, &spec.redis.auth) {
         (RedisType::None, _) => SecretState::Missing,
         (RedisType::Standalone, Some(by_user)) => referenced(context, key, &by_user.secret_name).await?,
         (RedisType::Standalone, None) => {
-            generated(context, key, &names::redis_auth(&key.name), &[names::PASSWORD_KEY]).await?
+            generated(
+                context,
+                key,
+                &names::redis_auth(&key.name),
+                &[names::PASSWORD_KEY],
+            )
+            .await?
         }
     };
     let principals = match &spec.backend.principal_tokens {
         Some(by_user) => referenced(context, key, &by_user.secret_name).await?,
         None => {
-            generated(context, key, &names::principal_tokens(&key.name), &[names::PRINCIPAL_KEY]).await?
+            generated(
+                context,
+                key,
+                &names::principal_tokens(&key.name),
+                &[names::PRINCIPAL_KEY],
+            )
+            .await?
         }
     };
     let signing_key = generated(context, key, &names::signing_key(&key.name), &names::SIGNING_KEYS).await?;
@@ -107,7 +134,11 @@ pub async fn dereference(context: &Context, key: &ClusterKey, cluster: &VX11Clus
     let class = match spec.load_balancer.type_ {
         LoadBalancerType::None => ClassKnowledge::Unknown,
         LoadBalancerType::Ingress => {
-            let wanted = spec.load_balancer.ingress.as_ref().and_then(|ingress| ingress.class_name.as_deref());
+            let wanted = spec
+                .load_balancer
+                .ingress
+                .as_ref()
+                .and_then(|ingress| ingress.class_name.as_deref());
             match context.ingress_classes().await? {
                 Some(classes) => find_class(wanted, &classes),
                 None => ClassKnowledge::Unknown,
@@ -152,7 +183,9 @@ async fn read_secret(
     };
     let metadata = secret.metadata.clone();
     let facts = crate::facts::of(Kind::Secret, secret);
-    context.cache.learn(key, Kind::Secret, &metadata, facts.clone(), None);
+    context
+        .cache
+        .learn(key, Kind::Secret, &metadata, facts.clone(), None);
     Ok(match facts {
         Facts::Secret(facts) => Some(facts),
         _ => None,
@@ -202,7 +235,12 @@ fn find_class(wanted: Option<&str>, classes: &[IngressClass]) -> ClassKnowledge 
         Some(name) => classes
             .iter()
             .find(|class| class.metadata.name.as_deref() == Some(name))
-            .map_or_else(|| ClassKnowledge::Missing { name: name.to_owned() }, served),
+            .map_or_else(
+                || ClassKnowledge::Missing {
+                    name: name.to_owned(),
+                },
+                served,
+            ),
         None => classes
             .iter()
             .find(|class| {
@@ -237,7 +275,10 @@ mod tests {
     #[case(Some("plain"), Some("example.com/plain"))]
     #[case(None, Some("example.com/usual"))]
     #[case(Some("nobody"), None)]
-    fn a_class_is_found_by_name_or_as_the_default(#[case] wanted: Option<&str>, #[case] expected: Option<&str>) {
+    fn a_class_is_found_by_name_or_as_the_default(
+        #[case] wanted: Option<&str>,
+        #[case] expected: Option<&str>,
+    ) {
         let controller = match find_class(wanted, &classes()) {
             ClassKnowledge::Served { controller, .. } => Some(controller),
             _ => None,
@@ -258,7 +299,10 @@ mod tests {
     fn credentials_are_43_characters_of_base64url_and_never_the_same() {
         let text = random_text();
         assert_eq!(text.len(), 43);
-        assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')));
+        assert!(
+            text.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        );
         assert_ne!(text, random_text());
     }
 }

@@ -48,7 +48,10 @@ pub async fn inspect(context: &Context, key: &ClusterKey, now: Timestamp) -> Res
         _ => None,
     };
     let pods = look.pods().await?;
-    let backend_trouble = match deployment.as_ref().and_then(|facts| facts.creation_failure.as_ref()) {
+    let backend_trouble = match deployment
+        .as_ref()
+        .and_then(|facts| facts.creation_failure.as_ref())
+    {
         Some(message) => {
             let name = format!("Deployment {}", names::backend(&key.name));
             Some(diagnose::creation_failure(&name, message))
@@ -68,6 +71,32 @@ pub async fn inspect(context: &Context, key: &ClusterKey, now: Timestamp) -> Res
     })
 }
 
+/// The Deployment of the instances.
+pub async fn deployment(context: &Context, key: &ClusterKey) -> Result<Option<DeploymentFacts>, ClientError> {
+    let look = Look {
+        context,
+        key,
+        now: Timestamp::UNIX_EPOCH,
+    };
+    Ok(
+        match look.facts(Kind::Deployment, &names::backend(&key.name)).await? {
+            Some(Facts::Deployment(facts)) => Some(facts),
+            _ => None,
+        },
+    )
+}
+
+/// Every pod of the cluster, in the order of their names.
+pub async fn pods(context: &Context, key: &ClusterKey) -> Result<Vec<(String, PodFacts)>, ClientError> {
+    Look {
+        context,
+        key,
+        now: Timestamp::UNIX_EPOCH,
+    }
+    .pods()
+    .await
+}
+
 struct Look<'a> {
     context: &'a Context,
     key: &'a ClusterKey,
@@ -81,7 +110,11 @@ impl Look<'_> {
             return Ok(Some(facts));
         }
         // What no watch has seen and no write has made is not there.
-        if !cache.children(self.key).iter().any(|child| child.kind == kind && child.name == name) {
+        if !cache
+            .children(self.key)
+            .iter()
+            .any(|child| child.kind == kind && child.name == name)
+        {
             return Ok(None);
         }
         let Some(object) = self.context.client.get(kind, &self.key.namespace, name).await? else {
@@ -120,8 +153,14 @@ impl Look<'_> {
             return Ok(Some(trouble));
         }
         let waiting = stuck.iter().find(|(_, pod)| self.is_late(pod.created));
-        let Some((name, pod)) = waiting else { return Ok(None) };
-        let warning = self.context.client.latest_warning(&self.key.namespace, &pod.uid).await?;
+        let Some((name, pod)) = waiting else {
+            return Ok(None);
+        };
+        let warning = self
+            .context
+            .client
+            .latest_warning(&self.key.namespace, &pod.uid)
+            .await?;
         Ok(warning.map(|event| {
             diagnose::pod_warning(
                 name,
@@ -146,9 +185,14 @@ impl Look<'_> {
             return Ok(None);
         }
         // No pod at all: only an event of the StatefulSet says why.
-        let warning = self.context.client.latest_warning(&self.key.namespace, &set.uid).await?;
+        let warning = self
+            .context
+            .client
+            .latest_warning(&self.key.namespace, &set.uid)
+            .await?;
         let name = format!("StatefulSet {}", names::redis(&self.key.name));
-        Ok(warning.map(|event| diagnose::creation_failure(&name, event.message.as_deref().unwrap_or_default())))
+        Ok(warning
+            .map(|event| diagnose::creation_failure(&name, event.message.as_deref().unwrap_or_default())))
     }
 
     /// Why the volume is not there.
@@ -162,15 +206,24 @@ impl Look<'_> {
             return self.claim_warning(&name, &claim).await;
         };
         match &claim.class {
-            Some(class) if !class.is_empty() && !classes.iter().any(|known| known.metadata.name.as_ref() == Some(class)) => {
+            Some(class)
+                if !class.is_empty()
+                    && !classes
+                        .iter()
+                        .any(|known| known.metadata.name.as_ref() == Some(class)) =>
+            {
                 Ok(Some(Trouble::new(
                     "StorageClassMissing",
-                    format!("PersistentVolumeClaim {name} asks for StorageClass {class}, which does not exist; create it, or make a new cluster with another spec.redis.storage.storageClassName"),
+                    format!(
+                        "PersistentVolumeClaim {name} asks for StorageClass {class}, which does not exist; create it, or make a new cluster with another spec.redis.storage.storageClassName"
+                    ),
                 )))
             }
             None if self.is_late(claim.created) => Ok(Some(Trouble::new(
                 "NoDefaultStorageClass",
-                format!("PersistentVolumeClaim {name} names no StorageClass and there is no default one; mark one as default, or make a new cluster with spec.redis.storage.storageClassName or persistence: false"),
+                format!(
+                    "PersistentVolumeClaim {name} names no StorageClass and there is no default one; mark one as default, or make a new cluster with spec.redis.storage.storageClassName or persistence: false"
+                ),
             ))),
             _ => self.claim_warning(&name, &claim).await,
         }
@@ -180,7 +233,11 @@ impl Look<'_> {
         if !self.is_late(claim.created) {
             return Ok(None);
         }
-        let warning = self.context.client.latest_warning(&self.key.namespace, &claim.uid).await?;
+        let warning = self
+            .context
+            .client
+            .latest_warning(&self.key.namespace, &claim.uid)
+            .await?;
         Ok(warning.map(|event| {
             let detail = diagnose::quote(event.message.as_deref().unwrap_or_default());
             Trouble::new(

@@ -12,7 +12,11 @@ use super::{
     dereference::{ClassKnowledge, Referenced},
     inspect::Inspected,
 };
-use crate::{diagnose::Trouble, names};
+use crate::{
+    diagnose::Trouble,
+    names,
+    scale::report::{News, ScalingReport},
+};
 
 /// Seconds that a route may take to get an address before somebody is told.
 const ADDRESS_PATIENCE_SECONDS: i64 = 30;
@@ -34,6 +38,10 @@ pub struct Findings<'a> {
     pub failures: Vec<Trouble>,
     /// The objects as they are.
     pub inspected: &'a Inspected,
+    /// Load and count; `None` when the spec cannot be carried out.
+    pub scaling: Option<&'a ScalingReport>,
+    /// A decision worth an event.
+    pub scaling_news: Option<News>,
     /// The clock.
     pub now: Timestamp,
 }
@@ -154,7 +162,11 @@ pub fn summarise(findings: &Findings) -> Summary {
                 Telling::Warning
             },
         ),
-        None => board.set("Degraded", (false, "NothingWrong", "nothing is wrong"), Telling::Quiet),
+        None => board.set(
+            "Degraded",
+            (false, "NothingWrong", "nothing is wrong"),
+            Telling::Quiet,
+        ),
     }
     for (type_, part) in [
         ("RedisReady", &redis),
@@ -169,9 +181,17 @@ pub fn summarise(findings: &Findings) -> Summary {
         board.set(type_, part.told(), telling);
     }
     let pause = if paused {
-        (true, "SpecPaused", "spec.paused is true: the controller writes nothing but status")
+        (
+            true,
+            "SpecPaused",
+            "spec.paused is true: the controller writes nothing but status",
+        )
     } else {
-        (false, "SpecNotPaused", "the controller keeps the objects as the spec says")
+        (
+            false,
+            "SpecNotPaused",
+            "the controller keeps the objects as the spec says",
+        )
     };
     let tell_pause = if paused || board.was("Paused", "True") {
         Telling::News
@@ -180,7 +200,28 @@ pub fn summarise(findings: &Findings) -> Summary {
     };
     board.set("Paused", pause, tell_pause);
 
+    for condition in findings.scaling.iter().flat_map(|report| &report.conditions) {
+        let telling = if condition.warning {
+            Telling::Warning
+        } else {
+            Telling::Quiet
+        };
+        board.set_status(
+            condition.type_,
+            (condition.status, condition.reason, &condition.message),
+            telling,
+        );
+    }
+    board
+        .transitions
+        .extend(findings.scaling_news.clone().map(|news| Transition {
+            warning: news.warning,
+            reason: news.reason.to_owned(),
+            message: news.message,
+        }));
+
     let deployment = findings.inspected.deployment.clone().unwrap_or_default();
+    let report = findings.scaling.cloned().unwrap_or_default();
     let is_changing = first_starting.is_some() || changing.is_some();
     let phase = if paused {
         Phase::Paused
@@ -204,7 +245,13 @@ pub fn summarise(findings: &Findings) -> Summary {
         )),
         instances: deployment.replicas,
         ready_instances: deployment.ready,
-        desired_instances: findings.desired.unwrap_or(findings.previous.desired_instances),
+        desired_instances: findings.desired.unwrap_or(findings.cluster.spec.instances),
+        load: report.load,
+        capacity: report.capacity,
+        utilization_percent: report.utilization_percent,
+        scaling: report.scaling,
+        recommendation: report.recommendation,
+        estimated_cost_per_hour: report.estimated_cost_per_hour,
         endpoint: endpoint(findings),
         redis: Some(RedisStatus {
             state: match (findings.cluster.spec.redis.type_, &redis) {
@@ -223,10 +270,16 @@ pub fn summarise(findings: &Findings) -> Summary {
 
 fn redis_part(findings: &Findings) -> Part {
     if findings.cluster.spec.redis.type_ == RedisType::None {
-        return Part::ready("Disabled", "spec.redis.type is None: tokens live in the instance's memory");
+        return Part::ready(
+            "Disabled",
+            "spec.redis.type is None: tokens live in the instance's memory",
+        );
     }
     let Some(set) = &findings.inspected.stateful_set else {
-        return Part::Starting(Trouble::new("RedisStarting", "the StatefulSet of the Redis is not there yet"));
+        return Part::Starting(Trouble::new(
+            "RedisStarting",
+            "the StatefulSet of the Redis is not there yet",
+        ));
     };
     if set.ready > 0 {
         let ready = Part::ready("RedisServes", "the Redis answers");
@@ -260,7 +313,10 @@ fn redis_part(findings: &Findings) -> Part {
 
 fn backend_part(findings: &Findings) -> Part {
     let Some(deployment) = &findings.inspected.deployment else {
-        return Part::Starting(Trouble::new("InstancesStarting", "the Deployment of the instances is not there yet"));
+        return Part::Starting(Trouble::new(
+            "InstancesStarting",
+            "the Deployment of the instances is not there yet",
+        ));
     };
     let desired = findings.desired.unwrap_or(deployment.desired);
     let count = format!("{} of {desired} instances serve", deployment.ready);
@@ -275,7 +331,10 @@ fn backend_part(findings: &Findings) -> Part {
             (_, true) => ("InstancesServe", count),
             (_, false) => (
                 "RollingOut",
-                format!("{count}; {} of {desired} run the latest template", deployment.updated),
+                format!(
+                    "{count}; {} of {desired} run the latest template",
+                    deployment.updated
+                ),
             ),
         };
         return Part::Ready {
@@ -285,7 +344,10 @@ fn backend_part(findings: &Findings) -> Part {
         };
     }
     if let Some(trouble) = trouble {
-        return Part::Broken(Trouble::new(trouble.reason, format!("{count}: {}", trouble.message)));
+        return Part::Broken(Trouble::new(
+            trouble.reason,
+            format!("{count}: {}", trouble.message),
+        ));
     }
     if deployment.stuck {
         return Part::Broken(Trouble::new(
@@ -311,13 +373,18 @@ fn backend_part(findings: &Findings) -> Part {
 fn route_part(findings: &Findings) -> Part {
     let spec = &findings.cluster.spec.load_balancer;
     if spec.type_ == LoadBalancerType::None {
-        return Part::ready("Disabled", "spec.loadBalancer.type is None: clients use the Service");
+        return Part::ready(
+            "Disabled",
+            "spec.loadBalancer.type is None: clients use the Service",
+        );
     }
     match &findings.referenced.class {
         ClassKnowledge::Missing { name } => {
             return Part::Broken(Trouble::new(
                 "IngressClassMissing",
-                format!("no IngressClass is named {name}, so that nobody serves the Ingress; install its controller, or correct spec.loadBalancer.ingress.className"),
+                format!(
+                    "no IngressClass is named {name}, so that nobody serves the Ingress; install its controller, or correct spec.loadBalancer.ingress.className"
+                ),
             ));
         }
         ClassKnowledge::NoDefault => {
@@ -341,7 +408,9 @@ fn route_part(findings: &Findings) -> Part {
     if let Some(address) = &ingress.address {
         return Part::ready("RouteServes", format!("the route is served at {address}"));
     }
-    let age = ingress.created.map_or(0, |created| findings.now.duration_since(created).as_secs());
+    let age = ingress
+        .created
+        .map_or(0, |created| findings.now.duration_since(created).as_secs());
     if age < ADDRESS_PATIENCE_SECONDS {
         return Part::Starting(Trouble::new("RouteStarting", "the Ingress has no address yet"));
     }
@@ -374,9 +443,21 @@ fn endpoint(findings: &Findings) -> Option<String> {
         let namespace = findings.cluster.metadata.namespace.as_deref()?;
         return Some(format!("http://{name}.{namespace}.svc:{}", names::HTTP_PORT));
     }
-    let scheme = if spec.tls_secret_name.is_some() { "https" } else { "http" };
-    let address = findings.inspected.ingress.as_ref().and_then(|ingress| ingress.address.clone());
-    let host = spec.host.clone().filter(|host| !host.starts_with("*.")).or(address)?;
+    let scheme = if spec.tls_secret_name.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let address = findings
+        .inspected
+        .ingress
+        .as_ref()
+        .and_then(|ingress| ingress.address.clone());
+    let host = spec
+        .host
+        .clone()
+        .filter(|host| !host.starts_with("*."))
+        .or(address)?;
     // An IPv6 address needs brackets in a URL.
     Some(if host.contains(':') {
         format!("{scheme}://[{host}]")
@@ -420,11 +501,25 @@ impl<'a> Board<'a> {
     }
 
     fn set(&mut self, type_: &str, (holds, reason, message): (bool, &str, &str), telling: Telling) {
-        let status = if holds { "True" } else { "False" };
+        self.set_status(type_, (Some(holds), reason, message), telling);
+    }
+
+    fn set_status(
+        &mut self,
+        type_: &str,
+        (holds, reason, message): (Option<bool>, &str, &str),
+        telling: Telling,
+    ) {
+        let status = match holds {
+            Some(true) => "True",
+            Some(false) => "False",
+            None => "Unknown",
+        };
         let before = self.previous.iter().find(|condition| condition.type_ == type_);
-        let since = before
-            .filter(|condition| condition.status == status)
-            .map_or_else(|| Time(self.now), |condition| condition.last_transition_time.clone());
+        let since = before.filter(|condition| condition.status == status).map_or_else(
+            || Time(self.now),
+            |condition| condition.last_transition_time.clone(),
+        );
         let changed = before.is_none_or(|before| before.status != status || before.reason != reason);
         if changed && telling != Telling::Quiet {
             self.transitions.push(Transition {

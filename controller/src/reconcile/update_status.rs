@@ -33,7 +33,11 @@ pub async fn update_status(
             "metadata": {"name": key.name},
             "status": status,
         });
-        let written = match context.client.apply_status(&key.namespace, &key.name, &body).await {
+        let written = match context
+            .client
+            .apply_status(&key.namespace, &key.name, &body)
+            .await
+        {
             // Deleted meanwhile.
             Err(error) if error.code() == Some(404) => return Ok(()),
             other => other?,

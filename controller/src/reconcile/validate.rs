@@ -11,16 +11,21 @@ use vx11_crds::{
 
 use super::dereference::{ClassKnowledge, Referenced, SecretState};
 use crate::{
-    cluster::{Backend, Defaults, Identity, InstanceCount, Redis, Route, SecretSource, ValidatedCluster, Volume},
+    cluster::{
+        Backend, Defaults, Identity, InstanceCount, Redis, Route, SecretSource, ValidatedCluster, Volume,
+    },
     facts::{Quality, SecretFacts},
     fingerprint, names, quantity,
+    scale::{self, spec::PolicyError},
 };
 
 /// Why a cluster cannot be carried out. What runs keeps running.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ValidateError {
     /// A Secret that the spec names does not exist.
-    #[error("Secret {namespace}/{name} does not exist; create it, or remove {field} so that one is generated")]
+    #[error(
+        "Secret {namespace}/{name} does not exist; create it, or remove {field} so that one is generated"
+    )]
     SecretMissing {
         /// Namespace of the Secret.
         namespace: String,
@@ -61,6 +66,15 @@ pub enum ValidateError {
     },
 }
 
+impl From<PolicyError> for ValidateError {
+    fn from(error: PolicyError) -> Self {
+        Self::InvalidSpec {
+            field: error.field,
+            problem: error.problem,
+        }
+    }
+}
+
 impl ValidateError {
     /// Stable reason for conditions, events and metrics.
     #[must_use]
@@ -90,13 +104,24 @@ pub fn validate(
         RedisType::None if instances.get() > 1 => {
             return Err(ValidateError::InvalidSpec {
                 field: "spec.instances",
-                problem: "must be at most 1 with spec.redis.type None, whose tokens live in one process".to_owned(),
+                problem: "must be at most 1 with spec.redis.type None, whose tokens live in one process"
+                    .to_owned(),
             });
         }
         RedisType::None => None,
     };
+    let scaling = scale::spec::policy(&cluster.spec)?;
+    if redis.is_none() && cluster.spec.autoscaling.is_some() {
+        return Err(ValidateError::InvalidSpec {
+            field: "spec.autoscaling",
+            problem: "needs a Redis that the instances share: set spec.redis.type to Standalone, or remove spec.autoscaling".to_owned(),
+        });
+    }
     Ok(ValidatedCluster {
         instances,
+        scaling,
+        plan: scale::spec::plan_request(&cluster.spec, None, None)?,
+        paused: cluster.spec.paused,
         backend: validate_backend(&identity, cluster, referenced, defaults)?,
         redis,
         route: validate_route(cluster, referenced),
@@ -108,7 +133,8 @@ pub fn validate(
 /// The coordinates of a cluster that the API server has accepted.
 pub fn identify(cluster: &VX11Cluster) -> Result<Identity, ValidateError> {
     let metadata = &cluster.metadata;
-    let (Some(name), Some(namespace), Some(uid)) = (&metadata.name, &metadata.namespace, &metadata.uid) else {
+    let (Some(name), Some(namespace), Some(uid)) = (&metadata.name, &metadata.namespace, &metadata.uid)
+    else {
         return Err(ValidateError::InvalidSpec {
             field: "metadata",
             problem: "name, namespace and uid must be set, as the API server does".to_owned(),
@@ -163,7 +189,10 @@ fn validate_backend(
         require_key(identity, &signing_key, facts, key)?;
     }
     Ok(Backend {
-        image: spec.image.clone().unwrap_or_else(|| defaults.backend_image.clone()),
+        image: spec
+            .image
+            .clone()
+            .unwrap_or_else(|| defaults.backend_image.clone()),
         resources: resources(
             "spec.backend.resources",
             spec.resources.as_ref(),
@@ -261,7 +290,9 @@ fn validate_route(cluster: &VX11Cluster, referenced: &Referenced) -> Option<Rout
                 class_name: ingress.class_name,
                 controller: match &referenced.class {
                     ClassKnowledge::Served { controller, .. } => Some(controller.clone()),
-                    ClassKnowledge::Missing { .. } | ClassKnowledge::NoDefault | ClassKnowledge::Unknown => None,
+                    ClassKnowledge::Missing { .. } | ClassKnowledge::NoDefault | ClassKnowledge::Unknown => {
+                        None
+                    }
                 },
                 annotations: ingress.annotations,
             })
@@ -339,7 +370,10 @@ fn resources(
         if quantity::billionths(&amount.0).is_none_or(|amount| amount < 0) {
             return Err(ValidateError::InvalidSpec {
                 field,
-                problem: format!("`{}` is no amount of {name}; write it like 500m or 256Mi", amount.0),
+                problem: format!(
+                    "`{}` is no amount of {name}; write it like 500m or 256Mi",
+                    amount.0
+                ),
             });
         }
     }
@@ -383,13 +417,21 @@ mod tests {
     #[case("{instances: 1001}", "InvalidSpec", "spec.instances")]
     #[case("{instances: 2, redis: {type: None}}", "InvalidSpec", "spec.redis.type None")]
     #[case("{redis: {storage: {size: 0Gi}}}", "InvalidSpec", "spec.redis.storage.size")]
-    #[case("{backend: {resources: {limits: {cpu: lots}}}}", "InvalidSpec", "spec.backend.resources")]
+    #[case(
+        "{backend: {resources: {limits: {cpu: lots}}}}",
+        "InvalidSpec",
+        "spec.backend.resources"
+    )]
     #[case(
         "{redis: {resources: {requests: {memory: 1Gi}, limits: {memory: 512Mi}}}}",
         "InvalidSpec",
         "above its limit"
     )]
-    fn what_the_schema_cannot_see_is_refused_by_name(#[case] spec: &str, #[case] reason: &str, #[case] says: &str) {
+    fn what_the_schema_cannot_see_is_refused_by_name(
+        #[case] spec: &str,
+        #[case] reason: &str,
+        #[case] says: &str,
+    ) {
         let error = validate(&object(spec), &referenced(), &defaults()).unwrap_err();
         assert_eq!(error.reason(), reason);
         assert!(error.to_string().contains(says), "{error}");
@@ -402,7 +444,10 @@ mod tests {
         let object = object("{redis: {auth: {secretName: redis-pass}}}");
         let error = validate(&object, &referenced, &defaults()).unwrap_err();
         assert_eq!(error.reason(), "SecretMissing");
-        assert!(error.to_string().contains("simple-namespace/redis-pass"), "{error}");
+        assert!(
+            error.to_string().contains("simple-namespace/redis-pass"),
+            "{error}"
+        );
         assert!(error.to_string().contains("spec.redis.auth"), "{error}");
     }
 
@@ -436,8 +481,10 @@ mod tests {
         let before = simple_cluster();
         let mut referenced = referenced();
         referenced.principals = SecretState::Found(SecretFacts::of(&[("principal", "rotated")]));
-        referenced.signing_key =
-            SecretState::Found(SecretFacts::of(&[("current", "rotated"), ("control-token", "rotated")]));
+        referenced.signing_key = SecretState::Found(SecretFacts::of(&[
+            ("current", "rotated"),
+            ("control-token", "rotated"),
+        ]));
         let hot = validate(&object("instances: 3"), &referenced, &defaults()).unwrap();
         assert_eq!(before, hot);
         referenced.redis_auth = SecretState::Found(SecretFacts::of(&[("password", "rotated")]));

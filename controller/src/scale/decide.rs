@@ -340,7 +340,12 @@ impl Scene<'_> {
     fn blockers(&self) -> Vec<Blocker> {
         let mut blockers = Vec::new();
         let mut add = |kind, detail| blockers.push(Blocker { kind, detail });
-        let unknown: Vec<_> = self.observed.unknown().collect();
+        // Where a person sets the count, streams are all that the choice of instances needs.
+        let unknown: Vec<_> = self
+            .observed
+            .unknown()
+            .filter(|(instance, _)| self.by_load() || instance.load.known().is_none())
+            .collect();
         if let Some((_, reason)) = unknown.first() {
             let names = text::names(unknown.iter().map(|(instance, _)| instance.name.as_str()));
             add(

@@ -196,6 +196,26 @@ impl Decision {
             || self.limited() != earlier.limited()
     }
 
+    /// The Deployment's `replicas` from now on: what an action says, or what it is.
+    #[must_use]
+    pub fn replicas(&self, present: u32) -> u32 {
+        let set = self.actions.iter().find_map(|action| match action {
+            Action::SetReplicas { to, .. } => Some(*to),
+            _ => None,
+        });
+        set.unwrap_or(present)
+    }
+
+    /// The drained instances that a lower `replicas` is to remove.
+    #[must_use]
+    pub fn removing(&self) -> &[Removal] {
+        let set = self.actions.iter().find_map(|action| match action {
+            Action::SetReplicas { removing, .. } => Some(removing.as_slice()),
+            _ => None,
+        });
+        set.unwrap_or_default()
+    }
+
     /// More instances are needed than the spec allows.
     #[must_use]
     pub fn limited(&self) -> bool {

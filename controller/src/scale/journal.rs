@@ -13,6 +13,8 @@ use super::{
     policy::Policy,
 };
 
+/// Key of the ConfigMap `NAME-scaling` that holds the journal.
+pub const JOURNAL_KEY: &str = "journal.json";
 /// Decisions kept.
 pub const LENGTH: usize = 50;
 /// Bytes of JSON kept: it lies in a ConfigMap, which takes 1 MiB. Large clusters keep fewer decisions.

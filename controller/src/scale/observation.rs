@@ -24,6 +24,13 @@ impl Moment {
     }
 }
 
+impl From<jiff::Timestamp> for Moment {
+    /// Times before the epoch, which no running clock shows, become the epoch.
+    fn from(timestamp: jiff::Timestamp) -> Self {
+        Self(u64::try_from(timestamp.as_millisecond()).unwrap_or(0))
+    }
+}
+
 /// A value from outside, with how it came to be known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "camelCase")]

@@ -22,7 +22,7 @@ const REDIS_BASE_BYTES: u128 = 18 << 20;
 const REDIS_STEP_BYTES: u128 = 64 << 20;
 
 /// What is to be planned for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// What an instance carries.
     pub model: CapacityModel,

@@ -75,10 +75,7 @@ fn class_annotations(route: &Route) -> BTreeMap<String, String> {
         vec![("projectcontour.io/response-timeout", format!("{seconds}s"))]
     } else if controller == "k8s.io/ingress-nginx" {
         vec![
-            (
-                "nginx.ingress.kubernetes.io/proxy-buffering",
-                "off".to_owned(),
-            ),
+            ("nginx.ingress.kubernetes.io/proxy-buffering", "off".to_owned()),
             (
                 "nginx.ingress.kubernetes.io/proxy-read-timeout",
                 seconds.to_string(),
@@ -95,10 +92,7 @@ fn class_annotations(route: &Route) -> BTreeMap<String, String> {
             ("nginx.org/proxy-send-timeout", format!("{seconds}s")),
         ]
     } else if controller == "haproxy-ingress.github.io/controller" {
-        vec![(
-            "haproxy-ingress.github.io/timeout-server",
-            format!("{seconds}s"),
-        )]
+        vec![("haproxy-ingress.github.io/timeout-server", format!("{seconds}s"))]
     } else {
         Vec::new()
     };

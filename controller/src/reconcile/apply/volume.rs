@@ -14,7 +14,11 @@ use crate::{
 };
 
 impl Pass<'_> {
-    pub(super) async fn ensure_stateful_set(self, wish: &Wish, volume: Option<&Volume>) -> Result<Outcome, ApplyError> {
+    pub(super) async fn ensure_stateful_set(
+        self,
+        wish: &Wish,
+        volume: Option<&Volume>,
+    ) -> Result<Outcome, ApplyError> {
         if self.agrees(wish, &wish.fingerprint) {
             return Ok(Outcome::Settled);
         }

@@ -23,6 +23,7 @@ fn healthy() -> Inspected {
             scale_owned: true,
             creation_failure: None,
             stuck: false,
+            removing: Vec::new(),
         }),
         stateful_set: Some(StatefulSetFacts {
             uid: "set".to_owned(),
@@ -80,6 +81,8 @@ impl World {
             invalid: self.invalid.clone(),
             failures: self.failures.clone(),
             inspected: &self.inspected,
+            scaling: None,
+            scaling_news: None,
             now: self.now,
         })
     }
@@ -173,14 +176,24 @@ fn a_redis_that_starts_for_the_first_time_is_not_degraded() {
     assert_eq!(condition(&summary, "RedisReady"), ("False", "RedisStarting"));
     assert_eq!(condition(&summary, "Degraded"), ("False", "NothingWrong"));
     assert_eq!(condition(&summary, "Progressing"), ("True", "RedisStarting"));
-    assert_eq!(summary.transitions.iter().filter(|transition| transition.warning).count(), 0);
+    assert_eq!(
+        summary
+            .transitions
+            .iter()
+            .filter(|transition| transition.warning)
+            .count(),
+        0
+    );
 }
 
 #[test]
 fn a_lost_instance_degrades_and_a_wanted_one_progresses() {
     let mut lost = World::settled();
     lost.deployment().ready = 2;
-    assert_eq!(condition(&lost.look(), "BackendReady"), ("False", "InstancesLost"));
+    assert_eq!(
+        condition(&lost.look(), "BackendReady"),
+        ("False", "InstancesLost")
+    );
     assert_eq!(lost.look().status.phase, Some(Phase::Degraded));
 
     let mut wanted = World::settled();
@@ -190,7 +203,10 @@ fn a_lost_instance_degrades_and_a_wanted_one_progresses() {
     wanted.deployment().replicas = 4;
     wanted.deployment().updated = 4;
     let summary = wanted.look();
-    assert_eq!(condition(&summary, "BackendReady"), ("False", "InstancesStarting"));
+    assert_eq!(
+        condition(&summary, "BackendReady"),
+        ("False", "InstancesStarting")
+    );
     assert_eq!(condition(&summary, "Degraded").0, "False");
     assert_eq!(summary.status.phase, Some(Phase::Progressing));
     assert_eq!(summary.status.desired_instances, 4);
@@ -257,7 +273,12 @@ fn a_class_that_nobody_serves_is_named(
     world.inspected.ingress.as_mut().unwrap().address = None;
     let summary = world.look();
     assert_eq!(condition(&summary, "LoadBalancerReady"), ("False", reason));
-    assert!(summary.transitions.iter().any(|transition| transition.message.contains(says)));
+    assert!(
+        summary
+            .transitions
+            .iter()
+            .any(|transition| transition.message.contains(says))
+    );
 }
 
 #[rstest]
@@ -272,7 +293,10 @@ fn a_route_without_an_address_is_told_after_half_a_minute(#[case] seconds: i64, 
 
 #[rstest]
 #[case("{}", Some("http://192.0.2.1"))]
-#[case("{loadBalancer: {host: events.example.com}}", Some("http://events.example.com"))]
+#[case(
+    "{loadBalancer: {host: events.example.com}}",
+    Some("http://events.example.com")
+)]
 #[case(
     "{loadBalancer: {host: events.example.com, tlsSecretName: t}}",
     Some("https://events.example.com")
