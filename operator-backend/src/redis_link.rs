@@ -17,8 +17,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError,
-    ServerErrorKind, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline,
+    RedisConnectionInfo, RedisError, ServerErrorKind, aio::MultiplexedConnection,
 };
 use tokio::{
     net::TcpStream,
@@ -92,13 +92,6 @@ impl Drop for Driver {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// A connection of the caller's own, for commands that block; it closes when this is dropped.
-pub struct Dedicated {
-    /// Runs commands one after the other.
-    pub connection: MultiplexedConnection,
-    _driver: Driver,
 }
 
 #[derive(Clone)]
@@ -180,6 +173,13 @@ impl RedisLink {
         // A load first: the shared line stays shared while nothing changes.
         if self.0.refusing.load(Ordering::Relaxed) != refused {
             self.0.refusing.store(refused, Ordering::Relaxed);
+            if refused {
+                tracing::warn!(
+                    "Redis answers but refuses writes: tokens are signed only, until it takes them"
+                );
+            } else {
+                tracing::info!("Redis takes writes");
+            }
         }
     }
 
@@ -260,12 +260,16 @@ impl RedisLink {
     ///
     /// # Errors
     /// What the connection attempt came to.
-    pub async fn connect_dedicated(&self, response_timeout: Duration) -> Result<Dedicated, RedisError> {
-        let (connection, driver) = self.open(Some(response_timeout), || ()).await?;
-        Ok(Dedicated {
-            connection,
-            _driver: driver,
-        })
+    pub async fn connect_dedicated(
+        &self,
+        response_timeout: Duration,
+    ) -> Result<MultiplexedConnection, RedisError> {
+        let info = (self.0.host.as_str(), self.0.settings.port).into_connection_info()?;
+        let client = Client::open(info.set_redis_settings(self.login().await?))?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PROBE_DEADLINE))
+            .set_response_timeout(Some(response_timeout));
+        client.get_multiplexed_async_connection_with_config(&config).await
     }
 
     fn up(&self) -> Option<Up> {
@@ -348,7 +352,7 @@ impl RedisLink {
                     incarnation = Some(found);
                     self.0.state.send_replace(State::Up(Box::new(up)));
                     self.0.metrics.redis_up.set(1);
-                    self.note_write(false);
+                    self.0.refusing.store(false, Ordering::Relaxed);
                     tracing::info!("Redis answers");
                     // What happened while the link was being declared up.
                     if let Some(pipeline) = replay() {
@@ -428,7 +432,7 @@ impl RedisLink {
         let link = self.clone();
         // The driver ends when the connection does, so an outage is seen even while nobody asks.
         let (mut connection, driver) = self
-            .open(None, move || link.trip(generation, "the connection broke"))
+            .open(move || link.trip(generation, "the connection broke"))
             .await?;
         let asked = Instant::now();
         let mut pipeline = probe();
@@ -470,26 +474,32 @@ impl RedisLink {
         }
     }
 
+    /// Opens the shared connection and runs it; `on_end` is called when it has ended.
     async fn open(
         &self,
-        response_timeout: Option<Duration>,
         on_end: impl FnOnce() + Send + 'static,
     ) -> Result<(MultiplexedConnection, Driver), RedisError> {
-        let mut settings = RedisConnectionInfo::default().set_db(self.0.settings.database.into());
-        if let Some(password) = password(&self.0.settings).await? {
-            settings = settings.set_password(password.expose());
-        }
+        let login = self.login().await?;
         let config = AsyncConnectionConfig::new()
-            .set_response_timeout(response_timeout)
+            .set_response_timeout(None)
             .set_pipeline_buffer_size(PIPELINE_QUEUE);
         let socket = Batched::new(self.connect().await?);
-        let handshake = MultiplexedConnection::new_with_config(&settings, socket, config);
+        let handshake = MultiplexedConnection::new_with_config(&login, socket, config);
         let (connection, driver) = in_time(handshake).await?;
         let driver = tokio::spawn(async move {
             driver.await;
             on_end();
         });
         Ok((connection, Driver(driver.abort_handle())))
+    }
+
+    /// What a connection says first: the password in force now and the database.
+    async fn login(&self) -> Result<RedisConnectionInfo, RedisError> {
+        let login = RedisConnectionInfo::default().set_db(self.0.settings.database.into());
+        Ok(match password(&self.0.settings).await? {
+            Some(password) => login.set_password(password.expose()),
+            None => login,
+        })
     }
 
     /// A socket to the first address of the host that takes one.

@@ -95,7 +95,7 @@ pub struct CacheStats {
     pub cache_size: u64,
     /// Whether `cache_size` is an estimate: Redis counts every key of the database that expires.
     pub cache_size_is_estimate: bool,
-    /// Live tokens that this instance issued, exact.
+    /// Tokens that this instance issued and that have not expired, exact.
     pub issued_here: u64,
     /// Memory that Redis uses, bytes; 0 without it.
     pub redis_memory_bytes: u64,

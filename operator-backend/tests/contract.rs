@@ -1,5 +1,12 @@
 //! The wire contract, route by route and status by status.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on panics"
+)]
+
 mod common;
 
 use std::time::Duration;

@@ -1,5 +1,12 @@
 //! Start, rotation without restart, drain, end; and what the output shows of secrets.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on panics"
+)]
+
 mod common;
 
 use std::time::{Duration, Instant};
@@ -119,11 +126,7 @@ async fn sigterm_drains_then_ends_with_code_0() {
         "the stream ends after its drain event"
     );
     assert_eq!(backend.ended(Duration::from_secs(3)).code(), Some(0));
-    assert!(
-        begun.elapsed() < Duration::from_millis(3000),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

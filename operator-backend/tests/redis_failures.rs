@@ -1,5 +1,12 @@
 //! What clients notice when Redis fails: R1, R2 and R4, each failure caused on a real redis-server.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on panics"
+)]
+
 mod common;
 
 use std::time::Duration;

@@ -1,6 +1,10 @@
 //! Principals, signing keys and control token in force, and the task that keeps them current.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -33,6 +37,8 @@ pub struct Identities {
     principals: Arc<watch::Sender<Arc<Principals>>>,
     control_token: Arc<watch::Sender<Option<[u8; 32]>>>,
     keys: SigningKeys,
+    /// What the files said when they were last put in force.
+    applied: Arc<Mutex<Option<Snapshot>>>,
 }
 
 impl Identities {
@@ -42,8 +48,7 @@ impl Identities {
     /// [`IdentityError`] when a configured path cannot be read or a key cannot be used.
     pub fn load(config: &AuthConfig) -> Result<Self, IdentityError> {
         let identities = Self::with_principals(&BTreeMap::new());
-        let snapshot = files::read(config)?;
-        identities.apply(config, &snapshot)?;
+        identities.apply(config, files::read(config)?)?;
         if config.signing_keys_dir.is_none() {
             tracing::info!(
                 "no VX11_SIGNING_KEYS_DIR: tokens and cursors are signed with a key of this process alone"
@@ -59,6 +64,7 @@ impl Identities {
             principals: Arc::new(watch::Sender::new(Arc::new(Principals::new(tokens)))),
             control_token: Arc::new(watch::Sender::new(None)),
             keys: SigningKeys::ephemeral(),
+            applied: Arc::default(),
         }
     }
 
@@ -94,7 +100,12 @@ impl Identities {
         Some(bool::from(expected.ct_eq(&presented)))
     }
 
-    fn apply(&self, config: &AuthConfig, snapshot: &Snapshot) -> Result<(), KeyError> {
+    /// Puts a snapshot in force, if it differs from the one that is.
+    fn apply(&self, config: &AuthConfig, snapshot: Snapshot) -> Result<(), KeyError> {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        if applied.as_ref() == Some(&snapshot) {
+            return Ok(());
+        }
         if config.signing_keys_dir.is_some() {
             self.keys
                 .reload(snapshot.current_key.as_deref(), snapshot.previous_key.as_deref())?;
@@ -120,6 +131,7 @@ impl Identities {
             );
         }
         self.principals.send_replace(Arc::new(principals));
+        *applied = Some(snapshot);
         Ok(())
     }
 
@@ -128,23 +140,12 @@ impl Identities {
     pub async fn follow(self, config: AuthConfig) {
         let mut ticks = tokio::time::interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last: Option<Snapshot> = None;
         let mut failing = String::new();
         loop {
             ticks.tick().await;
             let settings = config.clone();
             let outcome = match tokio::task::spawn_blocking(move || files::read(&settings)).await {
-                Ok(Ok(snapshot)) if last.as_ref() == Some(&snapshot) => Ok(()),
-                Ok(Ok(snapshot)) => {
-                    // The first look repeats what load() applied.
-                    let outcome = if last.is_none() {
-                        Ok(())
-                    } else {
-                        self.apply(&config, &snapshot)
-                    };
-                    last = Some(snapshot);
-                    outcome.map_err(|error| error.to_string())
-                }
+                Ok(Ok(snapshot)) => self.apply(&config, snapshot).map_err(|error| error.to_string()),
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(error) => Err(error.to_string()),
             };

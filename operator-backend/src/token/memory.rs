@@ -84,36 +84,61 @@ const MOST_REDEEMED: usize = 240_000;
 /// Single-use tokens redeemed here while no shared store could be asked, until they expire.
 #[derive(Default)]
 pub(super) struct RedeemedTokens {
-    until: Mutex<HashMap<TokenId, i64>>,
+    generations: Mutex<Generations>,
+}
+
+/// Tokens and when they expire. Nothing looks through them one by one: the older generation goes as a whole
+/// once its last token has expired, and the younger one takes its place.
+#[derive(Default)]
+struct Generations {
+    younger: HashMap<TokenId, i64>,
+    older: HashMap<TokenId, i64>,
+    last_of_younger: i64,
+    last_of_older: i64,
+}
+
+impl Generations {
+    fn advance(&mut self, now: i64) {
+        if now >= self.last_of_older {
+            self.older = std::mem::take(&mut self.younger);
+            self.last_of_older = std::mem::take(&mut self.last_of_younger);
+        }
+    }
 }
 
 impl RedeemedTokens {
     /// Redeems `token`, which expires at `expires`; `false` when it was redeemed before, or when so many
     /// are remembered that no promise could be kept: refusing is the safe side.
     pub(super) fn redeem(&self, token: TokenId, expires: i64, now: i64) -> bool {
-        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        if until.len() >= MOST_REDEEMED {
-            until.retain(|_, expires| *expires > now);
-            if until.len() >= MOST_REDEEMED {
-                return false;
-            }
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        generations.advance(now);
+        let Generations {
+            younger,
+            older,
+            last_of_younger,
+            ..
+        } = &mut *generations;
+        if older.contains_key(&token) || younger.len() + older.len() >= MOST_REDEEMED {
+            return false;
         }
-        until.insert(token, expires).is_none()
+        *last_of_younger = expires.max(*last_of_younger);
+        younger.insert(token, expires).is_none()
     }
 
     /// Whether `token` was redeemed here.
     pub(super) fn contains(&self, token: TokenId) -> bool {
-        self.until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains_key(&token)
+        let generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        generations.younger.contains_key(&token) || generations.older.contains_key(&token)
     }
 
-    /// What is remembered and not expired, for telling the shared store; the rest is forgotten.
+    /// What is remembered and not expired, for telling the shared store.
     pub(super) fn unexpired(&self, now: i64) -> Vec<(TokenId, i64)> {
-        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.retain(|_, expires| *expires > now);
-        until.iter().map(|(token, expires)| (*token, *expires)).collect()
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        generations.advance(now);
+        let all = generations.older.iter().chain(&generations.younger);
+        all.filter(|(_, expires)| **expires > now)
+            .map(|(token, expires)| (*token, *expires))
+            .collect()
     }
 }
 
@@ -169,12 +194,35 @@ mod tests {
     }
 
     #[test]
-    fn a_full_memory_refuses_until_something_expires() {
+    fn a_full_memory_refuses_until_its_tokens_have_expired() {
         let redeemed = RedeemedTokens::default();
         for bits in 0..u128::try_from(MOST_REDEEMED).unwrap() {
             assert!(redeemed.redeem(TokenId::from_bits(bits), 100, 0));
         }
         assert!(!redeemed.redeem(TokenId::from_bits(u128::MAX), 100, 0));
         assert!(redeemed.redeem(TokenId::from_bits(u128::MAX), 300, 101));
+    }
+
+    proptest! {
+        #[test]
+        fn no_token_is_redeemed_twice_in_its_life_and_none_is_kept_for_long(
+            steps in prop::collection::vec((0_i64..30, 0_u128..40), 1..200),
+        ) {
+            let redeemed = RedeemedTokens::default();
+            let (mut now, mut expected) = (0, std::collections::HashMap::new());
+            for (pause, bits) in steps {
+                now += pause;
+                let expires = now + 60;
+                let alive = expected.get(&bits).is_some_and(|until| *until > now);
+                let won = redeemed.redeem(TokenId::from_bits(bits), expires, now);
+                prop_assert!(!(alive && won));
+                if won {
+                    expected.insert(bits, expires);
+                }
+                let generations = redeemed.generations.lock().unwrap();
+                let oldest = generations.older.values().min().copied().unwrap_or(now);
+                prop_assert!(oldest >= now - 120, "kept {} past its end", now - oldest);
+            }
+        }
     }
 }

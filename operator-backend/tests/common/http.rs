@@ -128,7 +128,7 @@ impl EventStream {
         loop {
             if let Some((block, rest)) = self.text.split_once("\n\n") {
                 let block = block.to_owned();
-                self.text = rest.to_owned();
+                self.text = rest.into();
                 return Some(block);
             }
             let frame = timeout(within, self.body.frame()).await;

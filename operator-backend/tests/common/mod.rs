@@ -1,6 +1,10 @@
 //! What the integration tests share: real backends, a real Redis, a proxy that breaks the line between
 //! them, and a client. Whatever a test starts ends with it.
-#![allow(dead_code, reason = "every test binary compiles this and uses its part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "every test binary compiles this and uses its part of it"
+)]
 
 mod backend;
 mod http;
