@@ -45,8 +45,8 @@ renew_instances() {
 wait_until_ready() {
   local deadline=$((SECONDS + 180)) line last='' state
   while :; do
-    line=$(field '{.status.readyInstances} of {.spec.instances} instances serve, Redis {.status.redis.state}, {.status.conditions[?(@.type=="Ready")].reason}: {.status.conditions[?(@.type=="Ready")].message}')
-    if [ "$line" != "$last" ]; then step "$line"; fi
+    line=$(field '{.status.readyInstances} of {.spec.instances} instances serve, Redis {.status.redis.state}; {.status.conditions[?(@.type=="Ready")].message}')
+    if [ "$line" != "$last" ] && [[ $line = [0-9]* ]]; then step "$line"; fi
     last=$line
     state=$(field '{.metadata.generation}={.status.observedGeneration} {.status.conditions[?(@.type=="Ready")].status}')
     if [[ $state =~ ^([0-9]+)=([0-9]+)\ True$ ]] && [ "${BASH_REMATCH[1]}" = "${BASH_REMATCH[2]}" ]; then return; fi
@@ -155,6 +155,11 @@ shown kubectl apply -n "$NAMESPACE" -f examples/quickstart.yaml
 wait_until_ready
 shown kubectl get vx11 -n "$NAMESPACE"
 shown kubectl get pods -n "$NAMESPACE" -o wide
+
+# The quickstart answers for every host name. Where another Ingress does so too, nobody knows who gets a request.
+rivals=$(kubectl get ingress -A -o go-template --template '{{range .items}}{{$of := .metadata}}{{range .spec.rules}}{{if not .host}}{{$of.namespace}}/{{$of.name}} {{end}}{{end}}{{end}}' |
+  tr ' ' '\n' | grep -vx "$NAMESPACE/$NAME" | xargs || true)
+[ -z "$rivals" ] || fail "these Ingresses answer for every host name too: $rivals; give them a host, or delete them"
 
 principal=$(principal_token)
 base=$(endpoint)
