@@ -104,7 +104,9 @@ pub fn build_stateful_set(cluster: &ValidatedCluster, redis: &Redis) -> Stateful
                 when_deleted: retain(),
                 when_scaled: retain(),
             }),
-            pod_management_policy: Some("OrderedReady".to_owned()),
+            // OrderedReady would never replace a pod that is not ready: a wrong image or a changed password
+            // could not be cured by the change that cures it.
+            pod_management_policy: Some("Parallel".to_owned()),
             replicas: Some(1),
             revision_history_limit: Some(3),
             selector: metadata::selector(identity, Component::Redis),

@@ -44,8 +44,24 @@ impl Pass<'_> {
             self.learn(wish.kind, live, Some(wish.fingerprint.clone()));
             return Ok(Outcome::Settled);
         }
-        if let Some(volume) = volume {
-            self.grow_claim(volume).await?;
+        if let Some(volume) = volume
+            && let Err(refusal) = self.grow_claim(volume).await
+        {
+            // The volume stays as it is; everything else of the StatefulSet is still kept as wished.
+            if matches!(refusal, ApplyError::Refused(..)) {
+                let mut body = wish.body.clone();
+                if let (Some(wished), Some(present)) = (body.pointer_mut(templates), live_spec.pointer(templates)) {
+                    *wished = present.clone();
+                }
+                let wish = Wish {
+                    kind: wish.kind,
+                    name: wish.name.clone(),
+                    body,
+                    fingerprint: wish.fingerprint.clone(),
+                };
+                self.correct(&wish, live).await?;
+            }
+            return Err(refusal);
         }
         tracing::info!(
             namespace = self.identity.namespace,
@@ -84,7 +100,7 @@ impl Pass<'_> {
             }
             Err(error) if matches!(error.code(), Some(403 | 422)) => Err(ApplyError::Refused(
                 format!(
-                    "PersistentVolumeClaim {name} cannot grow to {}: {}; use a StorageClass with allowVolumeExpansion, or set spec.redis.storage.size back",
+                    "PersistentVolumeClaim {name} cannot grow to {}: {}; set allowVolumeExpansion on its StorageClass if its driver can grow volumes, or move to a new cluster",
                     volume.size,
                     crate::diagnose::quote(&error.to_string())
                 ),
