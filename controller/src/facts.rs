@@ -70,6 +70,8 @@ pub struct DeploymentFacts {
 pub struct StatefulSetFacts {
     /// Its uid, which its events carry.
     pub uid: String,
+    /// When it was created.
+    pub created: Option<Timestamp>,
     /// Its controller has seen the latest spec.
     pub observed: bool,
     /// Pods that are ready.
@@ -123,6 +125,8 @@ pub struct PodFacts {
     pub address: Option<IpAddr>,
     /// How often its containers were restarted.
     pub restarts: i32,
+    /// It has never run.
+    pub pending: bool,
     /// It has ended and will not run again.
     pub finished: bool,
     /// Zone of its node, where Kubernetes tells it.
@@ -285,6 +289,7 @@ fn stateful_set_facts(set: &StatefulSet) -> StatefulSetFacts {
     let status = set.status.clone().unwrap_or_default();
     StatefulSetFacts {
         uid: set.metadata.uid.clone().unwrap_or_default(),
+        created: set.metadata.creation_timestamp.as_ref().map(|time| time.0),
         observed: status.observed_generation >= set.metadata.generation,
         ready: status.ready_replicas.unwrap_or(0),
         replicas: status.replicas,
@@ -352,6 +357,7 @@ fn pod_facts(pod: &Pod) -> PodFacts {
             .flatten()
             .map(|container| container.restart_count)
             .sum(),
+        pending: status.is_none_or(|status| status.phase.as_deref() == Some("Pending")),
         finished: status
             .and_then(|status| status.phase.as_deref())
             .is_some_and(|phase| matches!(phase, "Succeeded" | "Failed")),

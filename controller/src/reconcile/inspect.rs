@@ -181,7 +181,7 @@ impl Look<'_> {
         if let Some(trouble) = self.pod_trouble(pods, Component::Redis).await? {
             return Ok(Some(trouble));
         }
-        if set.replicas > 0 || !set.observed {
+        if set.replicas > 0 || !set.observed || !self.is_late(set.created) {
             return Ok(None);
         }
         // No pod at all: only an event of the StatefulSet says why.

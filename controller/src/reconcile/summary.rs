@@ -329,6 +329,10 @@ fn backend_part(findings: &Findings) -> Part {
         let (reason, message) = match (desired, rolled_out) {
             (0, true) => ("Stopped", "spec.instances is 0: no instance runs".to_owned()),
             (_, true) => ("InstancesServe", count),
+            (_, false) if deployment.updated >= deployment.replicas && deployment.replicas > desired => (
+                "ScalingIn",
+                format!("{} instances serve, on the way to {desired}", deployment.ready),
+            ),
             (_, false) => (
                 "RollingOut",
                 format!(

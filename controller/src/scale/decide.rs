@@ -238,6 +238,28 @@ impl Scene<'_> {
 
     fn scale_in(&self, steps: &mut Vec<Step>) -> Outcome {
         let blockers = self.blockers();
+        let pending = self
+            .observed
+            .at(Lifecycle::Starting)
+            .filter(|instance| instance.pending)
+            .count();
+        let pending = u32::try_from(pending).unwrap_or(u32::MAX);
+        let only_starting = blockers
+            .iter()
+            .all(|blocker| blocker.kind == BlockerKind::InstancesStarting);
+        if self.by_load() && pending > 0 && only_starting {
+            // What has not run for a whole window is given up: Kubernetes removes such pods before any other,
+            // so that no serving instance is at risk.
+            let kept = self.target.max(self.committed.saturating_sub(pending));
+            let actions = vec![Action::SetReplicas {
+                to: kept,
+                removing: Vec::new(),
+            }];
+            return Outcome {
+                actions,
+                ..Outcome::of(Reason::ScaleIn, kept)
+            };
+        }
         if self.by_load() && !blockers.is_empty() {
             return Outcome {
                 blocked_by: blockers,

@@ -143,13 +143,15 @@ pub fn removal(instance: &Instance) -> Option<Removal> {
     })
 }
 
-/// It has no stream left and takes no new one.
+/// It has no stream left and takes no new one: it says so itself, and it is out of the Service, which also
+/// makes it the first that Kubernetes removes.
 #[must_use]
 pub fn is_empty(instance: &Instance) -> bool {
-    instance
-        .load
-        .known()
-        .is_some_and(|reading| reading.draining && reading.streams == 0)
+    !instance.ready
+        && instance
+            .load
+            .known()
+            .is_some_and(|reading| reading.draining && reading.streams == 0)
 }
 
 /// Its time is up.
@@ -178,6 +180,7 @@ mod tests {
             name: name.into(),
             created: Moment(created),
             zone: (!zone.is_empty()).then(|| zone.into()),
+            pending: false,
             ready: true,
             terminating: false,
             mark: None,

@@ -183,6 +183,7 @@ mod tests {
                 name: "simple-backend-a".into(),
                 created: Moment(0),
                 zone: None,
+                pending: false,
                 ready: true,
                 terminating: false,
                 mark: None,

@@ -61,7 +61,7 @@ fn consequence(decision: &Decision) -> Option<String> {
                 .find(|step| step.step == StepKind::Stabilization);
             let note = waits.map_or("", |step| step.note.as_str());
             format!(
-                "{} wait for the stabilization window ({note})",
+                "a change to {} waits for the stabilization window ({note})",
                 counted(decision.wanted.into(), "instance")
             )
         }
@@ -74,6 +74,9 @@ fn consequence(decision: &Decision) -> Option<String> {
             format!("scaling in waits: {}", blockers.join("; "))
         }
         Reason::Draining => format!("draining {victims} to scale in to {desired}"),
+        Reason::ScaleIn if victims.is_empty() => {
+            format!("giving up instances that have not started, to scale in to {desired}")
+        }
         Reason::ScaleIn => format!("removing {victims}, drained, to scale in to {desired}"),
         Reason::DrainCancelled => {
             let why = decision

@@ -118,6 +118,9 @@ pub struct Instance {
     /// Zone of its node, where nodes have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    /// It has never run: Kubernetes still looks for a node, or starts its container.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
     /// It is in the Service.
     pub ready: bool,
     /// It has been told to go.

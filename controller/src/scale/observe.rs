@@ -94,6 +94,7 @@ fn instance(name: &str, pod: &PodFacts, load: Observed<super::observation::Readi
         name: name.to_owned(),
         created: Moment(u64::try_from(created).unwrap_or(0)),
         zone: pod.zone.clone(),
+        pending: pod.pending,
         ready: pod.ready,
         terminating: pod.terminating,
         mark: pod.mark,

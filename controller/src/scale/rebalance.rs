@@ -116,6 +116,7 @@ mod tests {
                 name: format!("pod-{index}"),
                 created: Moment(0),
                 zone: None,
+                pending: false,
                 ready: true,
                 terminating: false,
                 mark: None,

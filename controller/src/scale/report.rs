@@ -297,6 +297,7 @@ mod tests {
             name: format!("simple-backend-{index}"),
             created: Moment(0),
             zone: None,
+            pending: false,
             ready: true,
             terminating: false,
             mark: None,

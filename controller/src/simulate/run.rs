@@ -191,7 +191,7 @@ impl Judge {
 
     /// After each second: drained before removed, and no more reconnects than allowed.
     fn watch_second(&mut self, policy: &Policy, world: &World) {
-        for removed in &world.removed {
+        for removed in world.removed.iter().filter(|removed| !removed.pending) {
             let overdue = removed
                 .mark
                 .is_some_and(|mark| mark.deadline <= Moment(world.second * 1000));
@@ -336,6 +336,7 @@ mod tests {
             name: name.into(),
             created: Moment(0),
             zone: None,
+            pending: false,
             ready: true,
             terminating: false,
             mark: None,

@@ -44,6 +44,8 @@ pub struct Pod {
 /// A removal by the `ReplicaSet`, for the judges.
 #[derive(Clone, Debug)]
 pub struct Removed {
+    /// It never ran.
+    pub pending: bool,
     /// The mark on the pod, if it had one.
     pub mark: Option<Mark>,
     /// Streams it still had, by its own account: what a liar hides nobody can know. They are not cut, for a
@@ -123,6 +125,7 @@ impl World {
         self.replicate();
         self.bury();
         for (pod, seen) in self.pods.iter().zip(&mut self.seen.instances) {
+            seen.pending = pod.starts > self.second;
             seen.ready = pod.starts <= self.second && pod.closes == 0 && !seen.terminating;
         }
         let returning = std::mem::take(&mut self.waiting[0]);
@@ -247,6 +250,7 @@ impl World {
             name: format!("pod-{}", self.created),
             created: Moment(self.second * 1000),
             zone: Some(["a", "b", "c"][self.random.index(3)].to_owned()),
+            pending: true,
             ready: false,
             terminating: false,
             mark: None,
@@ -310,6 +314,7 @@ impl World {
             for index in order.into_iter().take(surplus) {
                 let (pod, seen) = (&self.pods[index], &self.seen.instances[index]);
                 self.removed.push(Removed {
+                    pending: seen.pending,
                     mark: seen.mark,
                     streams: pod.streams.min(seen.streams()),
                 });

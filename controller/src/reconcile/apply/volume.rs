@@ -50,7 +50,9 @@ impl Pass<'_> {
             // The volume stays as it is; everything else of the StatefulSet is still kept as wished.
             if matches!(refusal, ApplyError::Refused(..)) {
                 let mut body = wish.body.clone();
-                if let (Some(wished), Some(present)) = (body.pointer_mut(templates), live_spec.pointer(templates)) {
+                if let (Some(wished), Some(present)) =
+                    (body.pointer_mut(templates), live_spec.pointer(templates))
+                {
                     *wished = present.clone();
                 }
                 let wish = Wish {

@@ -27,6 +27,7 @@ fn healthy() -> Inspected {
         }),
         stateful_set: Some(StatefulSetFacts {
             uid: "set".to_owned(),
+            created: Some(now()),
             observed: true,
             ready: 1,
             replicas: 1,

@@ -31,6 +31,7 @@ fn ready(name: &str, streams: u64) -> Instance {
         name: name.into(),
         created: Moment(0),
         zone: None,
+        pending: false,
         ready: true,
         terminating: false,
         mark: None,
@@ -260,6 +261,20 @@ fn nothing_is_removed_while(#[case] disturb: fn(&mut Observation), #[case] block
     );
     assert_eq!(decision.blocked_by[0].kind, blocker);
     assert_eq!(decision.actions, []);
+}
+
+#[test]
+fn instances_that_never_ran_are_given_up_without_touching_those_that_serve() {
+    let mut stuck = starting("d");
+    stuck.pending = true;
+    let mut world = observed(vec![ready("a", 10), ready("b", 10), ready("c", 10), stuck]);
+    let decision = look(&world, &steady(1));
+    assert_eq!(
+        (decision.reason, decision.actions),
+        (Reason::ScaleIn, replicas(3))
+    );
+    world.instances[0].load = missing("timeout");
+    assert_eq!(look(&world, &steady(1)).actions, [], "not on missing data");
 }
 
 #[test]
