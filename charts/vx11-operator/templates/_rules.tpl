@@ -1,6 +1,6 @@
 {{/*
-What the controller may do in the namespaces it watches. Every rule says why; a test compares the rules with
-the requests in the API server's audit log, so that nothing is granted that is not used.
+What the controller may do in the namespaces it watches. Every rule says why; `make check` holds the
+list against controller/src/permissions.rs, so that nothing is granted that is not used.
 */}}
 {{- define "vx11-operator.rules" -}}
 # The clusters themselves: what to do.
