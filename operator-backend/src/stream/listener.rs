@@ -1,0 +1,363 @@
+//! The public port: looks at the first request of each connection, keeps the streams and hands everything
+//! else, with the bytes read so far, to the HTTP server.
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::ConnectInfo,
+    http::{HeaderValue, Method, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use bytes::{Buf, Bytes};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::timeout,
+};
+
+use super::{
+    Engine,
+    admission::stream_headers,
+    head::{self, Head},
+    socket,
+};
+use crate::{
+    answer::ErrorAnswer,
+    app::STREAM_PATH,
+    correlation::{CORRELATION_HEADER, CorrelationId},
+};
+
+/// How long the head of a first request may take to arrive.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a connection may be idle between requests; longer than the pools of common proxies keep one
+/// without using it, so that it is they who close.
+const IDLE: Duration = Duration::from_secs(90);
+/// How long a refused client may take to fetch its answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Serves the public port until `shutdown` resolves; then open requests get their answers.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    engine: Engine,
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut shutdown = pin!(shutdown);
+    let (stop, stopped) = watch::channel(false);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut shutdown => break,
+        };
+        match accepted {
+            Ok((socket, peer)) => {
+                let connection = Connection {
+                    engine: engine.clone(),
+                    router: router.clone(),
+                    peer,
+                    stopped: stopped.clone(),
+                };
+                tokio::spawn(connection.serve(socket));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: the pause lets some come free.
+                tracing::warn!(%error, "public port: cannot accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop((listener, stopped));
+    stop.send_replace(true);
+    // Resolves when every connection has dropped its receiver.
+    stop.closed().await;
+}
+
+struct Connection {
+    engine: Engine,
+    router: Router,
+    peer: SocketAddr,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Connection {
+    async fn serve(mut self, mut socket: TcpStream) {
+        if socket::prepare(&socket).is_err() {
+            return;
+        }
+        let read = tokio::select! {
+            read = timeout(HEAD_DEADLINE, read_head(&mut socket)) => read,
+            _ = self.stopped.changed() => return,
+        };
+        match read {
+            Ok(Ok((Head::Request(parts, length), bytes))) => {
+                let is_stream = parts.method == Method::GET && parts.uri.path() == STREAM_PATH;
+                // More bytes behind the head are another request, which only the server can answer.
+                if is_stream && length == bytes.len() {
+                    self.stream(socket, *parts).await;
+                } else {
+                    self.hand_over(socket, bytes).await;
+                }
+            }
+            Ok(Ok((Head::Other, bytes))) => self.hand_over(socket, bytes).await,
+            Ok(Ok((Head::Partial, _))) => {
+                self.refuse(
+                    socket,
+                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                    "request_head_too_large",
+                )
+                .await;
+            }
+            Ok(Err(_)) => {}
+            Err(_) => {
+                self.refuse(socket, StatusCode::REQUEST_TIMEOUT, "request_timeout")
+                    .await
+            }
+        }
+    }
+
+    async fn stream(self, socket: TcpStream, mut parts: Parts) {
+        let correlation = CorrelationId::of(&parts.headers);
+        parts.extensions.insert(ConnectInfo(self.peer));
+        let outcome = self.engine.admit(&parts).await;
+        let origins = self.engine.origins();
+        let mut response = match &outcome {
+            Ok(_) => {
+                let mut response = Response::new(Body::empty());
+                stream_headers(response.headers_mut());
+                response
+            }
+            Err(_) => Response::new(Body::empty()),
+        };
+        let admitted = match outcome {
+            Ok(admitted) => Some(admitted),
+            Err(refusal) => {
+                response = refusal;
+                None
+            }
+        };
+        origins.mark(origins.allow(&parts.headers), response.headers_mut());
+        response
+            .headers_mut()
+            .insert(CORRELATION_HEADER, correlation.header().clone());
+        tracing::debug!(
+            correlation_id = correlation.as_str(),
+            route = STREAM_PATH,
+            status = response.status().as_u16(),
+            "answered"
+        );
+        match admitted {
+            Some(admitted) => {
+                let head = render(&response, None);
+                // Out of tokio's hands; if that fails the connection ends here.
+                if let Ok(socket) = socket.into_std() {
+                    self.engine.join(socket, admitted, head, correlation.as_str());
+                }
+            }
+            None => self.answer(socket, response).await,
+        }
+    }
+
+    async fn refuse(&self, socket: TcpStream, status: StatusCode, detail: &'static str) {
+        let mut response = ErrorAnswer::new(status, detail).into_response();
+        let correlation = CorrelationId::of(&axum::http::HeaderMap::new());
+        response
+            .headers_mut()
+            .insert(CORRELATION_HEADER, correlation.header().clone());
+        self.answer(socket, response).await;
+    }
+
+    /// Writes a whole answer and closes.
+    async fn answer(&self, mut socket: TcpStream, response: Response) {
+        self.engine.count_error(response.status());
+        let (parts, body) = response.into_parts();
+        let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
+            return;
+        };
+        let mut bytes = render(&Response::from_parts(parts, Body::empty()), Some(body.len()));
+        bytes.extend_from_slice(&body);
+        let exchange = async {
+            socket.write_all(&bytes).await?;
+            socket.shutdown().await?;
+            // A close with unread input would reset the connection and lose the answer.
+            let mut rest = [0; 1024];
+            for _ in 0..64 {
+                if socket.read(&mut rest).await? == 0 {
+                    break;
+                }
+            }
+            Ok::<(), std::io::Error>(())
+        };
+        let _ = timeout(ANSWER_DEADLINE, exchange).await;
+    }
+
+    async fn hand_over(self, socket: TcpStream, read: Vec<u8>) {
+        let Self {
+            router,
+            peer,
+            mut stopped,
+            ..
+        } = self;
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(peer));
+            let mut router = router.clone();
+            async move { tower_call(&mut router, request.map(Body::new)).await }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE)
+            .max_buf_size(head::LARGEST)
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(256)
+            .max_header_list_size(16 * 1024)
+            .keep_alive_interval(Duration::from_secs(15))
+            .keep_alive_timeout(Duration::from_secs(10));
+        let io = TokioIo::new(Rewound {
+            read: read.into(),
+            socket,
+        });
+        let connection = builder.serve_connection(io, service);
+        let mut connection = pin!(connection);
+        tokio::select! {
+            // A peer that misbehaves or goes away is no event worth a line.
+            _ = connection.as_mut() => return,
+            _ = stopped.changed() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    }
+}
+
+/// Routes one request; a router answers every request.
+async fn tower_call(
+    router: &mut Router,
+    request: axum::extract::Request,
+) -> Result<Response, std::convert::Infallible> {
+    use hyper::service::Service;
+    hyper_util::service::TowerToHyperService::new(router.clone())
+        .call(request)
+        .await
+}
+
+/// Reads until the first request's head is whole, is none, or is too large.
+async fn read_head(socket: &mut TcpStream) -> std::io::Result<(Head, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    loop {
+        socket.readable().await?;
+        // On the stack: most heads come whole, and what is kept of them is exactly as large.
+        let mut buffer = [0; 4096];
+        let read = match socket.try_read(&mut buffer) {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => read,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        };
+        bytes.extend_from_slice(buffer.get(..read).unwrap_or_default());
+        match head::parse(&bytes) {
+            Head::Partial if bytes.len() < head::LARGEST => {}
+            head => return Ok((head, bytes)),
+        }
+    }
+}
+
+/// The head of an answer, after which the connection closes.
+fn render(response: &Response, length: Option<usize>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    let status = response.status();
+    // Writing to memory cannot fail.
+    let _ = write!(
+        out,
+        "HTTP/1.1 {} {}\r\n",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or("-")
+    );
+    let mut header = |name: &str, value: &HeaderValue| {
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    };
+    for (name, value) in response.headers() {
+        header(name.as_str(), value);
+    }
+    if let Some(length) = length {
+        header(header::CONTENT_LENGTH.as_str(), &HeaderValue::from(length));
+    }
+    let date = jiff::Timestamp::now()
+        .strftime("%a, %d %b %Y %H:%M:%S GMT")
+        .to_string();
+    let _ = write!(out, "connection: close\r\ndate: {date}\r\n\r\n");
+    out
+}
+
+/// A socket of which some bytes have been read already.
+struct Rewound {
+    read: Bytes,
+    socket: TcpStream,
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.read.is_empty() {
+            return Pin::new(&mut self.socket).poll_read(context, buffer);
+        }
+        let count = self.read.len().min(buffer.remaining());
+        buffer.put_slice(self.read.get(..count).unwrap_or_default());
+        self.read.advance(count);
+        if self.read.is_empty() {
+            // Frees the head.
+            self.read = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}

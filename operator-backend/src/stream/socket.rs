@@ -1,0 +1,28 @@
+//! Options of the sockets, so that a peer that is slow or gone costs little and not for long.
+
+use std::{io, time::Duration};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+/// What the kernel may hold for one peer; it reserves twice as much. By default it would swallow megabytes
+/// for a client that does not read before anybody noticed.
+const SEND_BUFFER: usize = 32 * 1024;
+/// How long sent data may stay unacknowledged, and a closed window closed.
+const USER_TIMEOUT: Duration = Duration::from_secs(10);
+/// When a peer that has nothing to acknowledge is asked whether it is there, and how often.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Sets them all on a connection that was accepted.
+pub(super) fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let socket = SockRef::from(socket);
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE_INTERVAL),
+    )
+}

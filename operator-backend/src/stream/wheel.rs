@@ -1,0 +1,156 @@
+//! The one timer of a shard: who is due for a heartbeat, in slots around one interval.
+//!
+//! Each stream sits in a random slot, so that heartbeats never come in one burst, however the streams came.
+
+use std::time::{Duration, Instant};
+
+/// Slots around the interval: 59 ms apart at 15 s.
+const SLOTS: usize = 256;
+
+/// Where a stream sits.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Seat {
+    slot: u16,
+    place: u32,
+}
+
+pub(super) struct Wheel {
+    slots: Vec<Vec<u32>>,
+    width: Duration,
+    /// Slot that is due next, and when.
+    next: usize,
+    due: Instant,
+    seated: usize,
+}
+
+impl Wheel {
+    pub(super) fn new(interval: Duration, now: Instant) -> Self {
+        let width = interval / u32::try_from(SLOTS).unwrap_or(1);
+        Self {
+            slots: vec![Vec::new(); SLOTS],
+            width,
+            next: 0,
+            due: now + width,
+            seated: 0,
+        }
+    }
+
+    /// Seats a stream in a random slot.
+    pub(super) fn sit(&mut self, token: u32) -> Seat {
+        let slot = rand::random_range(0..SLOTS);
+        let Some(list) = self.slots.get_mut(slot) else {
+            return Seat::default();
+        };
+        list.push(token);
+        self.seated += 1;
+        Seat {
+            slot: u16::try_from(slot).unwrap_or(0),
+            place: u32::try_from(list.len() - 1).unwrap_or(0),
+        }
+    }
+
+    /// Takes a stream out; gives the one that took its place in the slot, whose seat is now this one.
+    pub(super) fn leave(&mut self, seat: Seat) -> Option<u32> {
+        let list = self.slots.get_mut(usize::from(seat.slot))?;
+        let place = seat.place as usize;
+        if place < list.len() {
+            list.swap_remove(place);
+            self.seated -= 1;
+        }
+        list.get(place).copied()
+    }
+
+    /// When the next slot with anybody in it is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        if self.seated == 0 {
+            return None;
+        }
+        let ahead = self
+            .slots
+            .iter()
+            .cycle()
+            .skip(self.next)
+            .take(SLOTS)
+            .position(|slot| !slot.is_empty())?;
+        Some(self.due + self.width * u32::try_from(ahead).unwrap_or(0))
+    }
+
+    /// Everybody whose slot is due by `now`. After a pause longer than the interval each is due once.
+    pub(super) fn turn(&mut self, now: Instant, mut due: impl FnMut(u32)) {
+        let mut turned = 0;
+        while self.due <= now {
+            if turned < SLOTS {
+                self.slots
+                    .get(self.next)
+                    .into_iter()
+                    .flatten()
+                    .for_each(|token| due(*token));
+            }
+            turned += 1;
+            self.next = (self.next + 1) % SLOTS;
+            self.due += self.width;
+            if turned > 2 * SLOTS {
+                self.due = now + self.width;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn each_stream_is_due_once_an_interval_and_not_all_at_once() {
+        let (start, interval) = (Instant::now(), Duration::from_secs(15));
+        let mut wheel = Wheel::new(interval, start);
+        assert_eq!(wheel.next_due(), None);
+        (0..1000).for_each(|token| {
+            wheel.sit(token);
+        });
+        let (mut counts, mut largest) = (vec![0; 1000], 0);
+        for step in 1..=2560_u32 {
+            let mut burst = 0;
+            wheel.turn(start + interval * step / 256, |token| {
+                counts[token as usize] += 1;
+                burst += 1;
+            });
+            largest = largest.max(burst);
+        }
+        assert!(counts.iter().all(|count| *count == 10), "{counts:?}");
+        assert!(largest < 50, "{largest} of 1000 at once");
+    }
+
+    #[test]
+    fn after_a_long_pause_each_is_due_once() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(Duration::from_secs(1), start);
+        wheel.sit(7);
+        let mut due = 0;
+        wheel.turn(start + Duration::from_secs(3600), |_| due += 1);
+        assert_eq!(due, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn who_has_left_is_never_due(leaving in prop::collection::vec(any::<bool>(), 1..300)) {
+            let start = Instant::now();
+            let mut wheel = Wheel::new(Duration::from_secs(1), start);
+            let mut seats: Vec<Seat> = (0..leaving.len()).map(|token| wheel.sit(u32::try_from(token).unwrap())).collect();
+            for (token, leaves) in leaving.iter().enumerate() {
+                if *leaves {
+                    let seat = seats[token];
+                    if let Some(moved) = wheel.leave(seat) {
+                        seats[moved as usize] = seat;
+                    }
+                }
+            }
+            let mut due = Vec::new();
+            wheel.turn(start + Duration::from_secs(1), |token| due.push(token as usize));
+            due.sort_unstable();
+            let stayed: Vec<usize> = (0..leaving.len()).filter(|token| !leaving[*token]).collect();
+            prop_assert_eq!(due, stayed);
+        }
+    }
+}
