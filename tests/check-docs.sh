@@ -34,6 +34,11 @@ while read -r metric; do
   grep -q "\"$name\"" "$code" || grep -q "\"${own%_seconds}\"" controller/src/telemetry.rs || problem "$monitoring has the metric $metric, which does not exist"
 done < <(grep -oE '`vx11_[a-z_]+' "$monitoring" | tr -d '`' | grep -v '^vx11_cluster$' | sort -u)
 
+# Dependencies: each one has its reason.
+while read -r dependency; do
+  grep -qE "(^\| |[ ,])$dependency( |,|\()" docs/dependencies.md || problem "docs/dependencies.md gives no reason for $dependency"
+done < <(sed -n '/^\[workspace.dependencies\]/,/^\[workspace.lints/p' Cargo.toml | grep -oE '^[a-z0-9_-]+ =' | tr -d ' =' | grep -v '^vx11-')
+
 # Examples.
 for example in examples/*.yaml; do
   grep -q "$example" README.md || problem "README.md does not list $example"
