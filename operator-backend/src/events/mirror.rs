@@ -104,7 +104,7 @@ pub struct Latest {
 
 struct Segment {
     epoch: Epoch,
-    /// Position of its first item.
+    /// Position of its first item; the gap before it belongs to the segment before.
     start: u64,
     /// The last event before its first item that is known to be of this epoch (or its beginning), so that
     /// nothing is missing between the two.
@@ -298,7 +298,6 @@ impl State {
 
     /// Begins a segment; with a gap before it unless it is the first thing known of the log.
     fn begin(&mut self, epoch: Epoch, base: EntryId, exact: bool) {
-        let start = self.end();
         if !self.segments.is_empty() {
             self.items.push_back(Item::Gap(Gap {
                 reason: GapReason::Restarted,
@@ -307,6 +306,7 @@ impl State {
                 place: exact.then_some(Place { epoch, id: base }),
             }));
         }
+        let start = self.end();
         self.segments.push_back(Segment {
             epoch,
             start,
@@ -536,11 +536,11 @@ mod tests {
         assert_eq!(begin, 1);
         assert!(matches!(items.as_slice(), [Item::Gap(_), Item::Event(_)]));
         // Behind the gap is before the first event of the new epoch.
-        assert_eq!(mirror.resolve(place(2, 5)), Resolved::At(1));
+        assert_eq!(mirror.resolve(place(2, 5)), Resolved::At(2));
         assert_eq!(mirror.resolve(place(2, 7)), Resolved::At(3));
         assert_eq!(mirror.resolve(place(1, 10)), Resolved::At(1));
         // Another epoch's id is never taken for this one's.
-        assert_eq!(reason(mirror.resolve(place(1, 7))), Some(GapReason::Lost));
+        assert_eq!(reason(mirror.resolve(place(1, 12))), Some(GapReason::Lost));
         assert_eq!(reason(mirror.resolve(place(9, 10))), Some(GapReason::Restarted));
         mirror.follow(false);
         assert_eq!(mirror.resolve(place(9, 10)), Resolved::Pending);
