@@ -21,8 +21,11 @@ product_image() {
     -f "$ROOT/$2/Dockerfile" "$context"
 }
 
+# The second name of the backend lets tests roll from one image to another.
 load_images() {
-  kind load docker-image --name "$CLUSTER" "$REGISTRY/vx11-controller:$VERSION" "$REGISTRY/operator-backend:$VERSION"
+  docker tag "$REGISTRY/operator-backend:$VERSION" "$REGISTRY/operator-backend:$VERSION-next"
+  kind load docker-image --name "$CLUSTER" "$REGISTRY/vx11-controller:$VERSION" \
+    "$REGISTRY/operator-backend:$VERSION" "$REGISTRY/operator-backend:$VERSION-next"
 }
 
 if [ "${VX11_CLUSTER:-kind}" = existing ]; then

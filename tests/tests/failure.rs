@@ -1,0 +1,156 @@
+//! Instances and the Redis fail; clients notice as little as promised.
+
+use std::time::Duration;
+
+use hyper::Method;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::DeleteParams};
+use vx11_tests::harness::{EventStream, Follower, Sandbox, TOKEN, eventually, holds, kubectl, sandbox};
+
+/// Publishes numbered texts one after the other through the Ingress; failed ones are tried again with the same
+/// text, as a careful publisher does.
+async fn publish(sandbox: &Sandbox, principal: &str, numbers: std::ops::Range<u32>) {
+    let route = sandbox.ingress("simple");
+    for number in numbers {
+        let key = format!("e2e-{number}");
+        let body = serde_json::json!({ "data": number }).to_string();
+        let headers = [("x-vx11-token", principal), ("idempotency-key", key.as_str())];
+        eventually(&format!("event {number} is accepted"), Duration::from_secs(45), async || {
+            let answer = route.request(Method::POST, "/operator/api/events", &headers, &body).await;
+            answer.is_ok_and(|answer| answer.status == 202).then_some(())
+        })
+        .await;
+    }
+}
+
+
+/// Waits until a follower has every number up to `end`, each once, in order.
+async fn complete(follower: &Follower, end: u32) {
+    let expected: Vec<String> = (0..end).map(|number| number.to_string()).collect();
+    eventually(&format!("a follower has all {end} events"), Duration::from_secs(30), async || {
+        (follower.messages().len() >= expected.len()).then_some(())
+    })
+    .await;
+    assert_eq!(follower.messages(), expected, "every event once, in order");
+    assert_eq!(follower.gaps(), 0, "no gap was told");
+}
+
+#[tokio::test]
+async fn when_an_instance_is_killed_requests_go_on_and_streams_continue() {
+    sandbox("kill", async |sandbox| {
+        sandbox.ready("simple", "{instances: 2, backend: {tokenTtlSeconds: 60}}").await;
+        let (route, principal) = (sandbox.ingress("simple"), sandbox.principal("simple").await);
+        let token = sandbox.token("simple", &route).await;
+        // Several, so that some are on the instance that dies.
+        let mut followers = Vec::new();
+        for _ in 0..6 {
+            followers.push(Follower::start(route.clone(), token.clone()).await);
+        }
+        publish(sandbox, &principal, 0..20).await;
+        let victim = sandbox.instances("simple").await.remove(0).name;
+        let now = DeleteParams::default().grace_period(0);
+        sandbox.api::<Pod>().delete(&victim, &now).await.unwrap();
+        publish(sandbox, &principal, 20..60).await;
+        for follower in &followers {
+            complete(follower, 60).await;
+        }
+        let reconnected = followers.iter().filter(|follower| follower.connections() > 1).count();
+        assert!(reconnected > 0, "no stream was on the instance that was killed: the test proved nothing");
+        sandbox.until("simple", "Ready", "True").await;
+        assert_eq!(route.post(TOKEN, &[("x-vx11-token", &principal)], "").await.status, 200);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rollout_loses_no_event_of_any_stream() {
+    sandbox("rollout", async |sandbox| {
+        sandbox.ready("simple", "{instances: 2, backend: {stream: {drainSeconds: 3}}}").await;
+        let (route, principal) = (sandbox.ingress("simple"), sandbox.principal("simple").await);
+        let token = sandbox.token("simple", &route).await;
+        let mut followers = Vec::new();
+        for _ in 0..6 {
+            followers.push(Follower::start(route.clone(), token.clone()).await);
+        }
+        let before = sandbox.instances("simple").await.into_iter().map(|i| i.name).collect::<Vec<_>>();
+        sandbox.patch("simple", serde_json::json!({ "spec": { "backend": { "pod": { "labels": { "roll": "1" } } } } })).await;
+        let mut published = 0;
+        eventually("every instance is new", Duration::from_secs(90), async || {
+            publish(sandbox, &principal, published..published + 5).await;
+            published += 5;
+            let now = sandbox.pods("simple", "backend").await;
+            let old = now.iter().any(|pod| before.contains(pod.metadata.name.as_ref().unwrap()));
+            (!old && now.len() == 2).then_some(())
+        })
+        .await;
+        for follower in &followers {
+            complete(follower, published).await;
+            assert!(follower.connections() > 1, "its instance was replaced");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_redis_for_30_seconds_no_stream_closes_and_tokens_go_on() {
+    sandbox("noredis", async |sandbox| {
+        sandbox.ready("simple", "{instances: 2}").await;
+        let instances = sandbox.instances("simple").await;
+        let principal = sandbox.principal("simple").await;
+        let token = sandbox.token("simple", &instances[0].public()).await;
+        let mut streams = Vec::new();
+        for instance in &instances {
+            let mut stream = EventStream::open(&instance.public(), &format!("?token={token}"), &[]).await.unwrap();
+            stream.until("snapshot", Duration::from_secs(5)).await;
+            streams.push(stream);
+        }
+        // Every command waits: a Redis that is there and says nothing.
+        let pause = "REDISCLI_AUTH=$(cat /etc/vx11/redis/password) redis-cli CLIENT PAUSE 30000 ALL";
+        kubectl(&["-n", &sandbox.namespace, "exec", "simple-redis-0", "--", "sh", "-c", pause]);
+        sandbox.until("simple", "Degraded", "True").await;
+        assert_eq!(sandbox.condition("simple", "RedisReady").await.unwrap().status, "False");
+        // Issued on one, accepted on the other, while Redis is silent.
+        for (here, there) in [(0, 1), (1, 0)] {
+            let answer = instances[here].public().post(TOKEN, &[("x-vx11-token", &principal)], "").await;
+            assert_eq!(answer.status, 200, "{}", answer.text);
+            let token = answer.json()["sse_token"].as_str().unwrap().to_owned();
+            EventStream::open(&instances[there].public(), &format!("?token={token}"), &[]).await.unwrap();
+        }
+        sandbox.until("simple", "Ready", "True").await;
+        // The streams of before are still open: heartbeats went on.
+        for stream in &mut streams {
+            stream.until("heartbeat", Duration::from_secs(20)).await;
+        }
+        sandbox.publish(&principal, &instances[0].public(), "after").await.unwrap();
+        for stream in &mut streams {
+            assert_eq!(stream.until("message", Duration::from_secs(5)).await.data, "\"after\"");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_spec_that_turns_invalid_leaves_the_running_cluster_untouched_and_says_so() {
+    sandbox("invalid", async |sandbox| {
+        sandbox.ready("simple", "{instances: 1}").await;
+        let pods: Api<Pod> = sandbox.api();
+        let uids = async || {
+            let mut uids: Vec<_> = pods.list(&kube::api::ListParams::default()).await.unwrap().items.into_iter().map(|pod| pod.metadata.uid).collect();
+            uids.sort();
+            uids
+        };
+        let before = uids().await;
+        let spec = serde_json::json!({ "spec": { "instances": 2, "redis": { "auth": { "secretName": "not-there" } } } });
+        sandbox.patch("simple", spec).await;
+        let condition = sandbox.until("simple", "Degraded", "True").await;
+        assert_eq!(condition.reason, "SecretMissing");
+        assert!(condition.message.contains("not-there"), "{}", condition.message);
+        holds("the running pods stay as they were", Duration::from_secs(4), async || uids().await == before).await;
+        assert_eq!(sandbox.ingress("simple").get("/health", &[]).await.status, 200);
+        eventually("an event tells it", Duration::from_secs(10), async || {
+            sandbox.events("simple").await.iter().any(|event| event.contains("not-there")).then_some(())
+        })
+        .await;
+    })
+    .await;
+}
