@@ -36,6 +36,9 @@ pub enum ClientError {
     /// The API server refused or could not be reached.
     #[error("{}", api_message(.0))]
     Api(#[source] Box<kube::Error>),
+    /// An object does not become JSON; a bug, since Kubernetes' own types always do.
+    #[error("cannot be rendered: {0}")]
+    Render(#[from] serde_json::Error),
 }
 
 fn api_message(error: &kube::Error) -> String {
@@ -60,7 +63,7 @@ impl ClientError {
                 kube::Error::Api(status) => Some(status.code),
                 _ => None,
             },
-            Self::NotLeader | Self::Deadline => None,
+            Self::NotLeader | Self::Deadline | Self::Render(_) => None,
         }
     }
 }

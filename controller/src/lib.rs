@@ -13,6 +13,8 @@ pub mod context;
 pub mod diagnose;
 pub mod diff;
 pub mod facts;
+#[cfg(test)]
+mod fake_api;
 pub mod fingerprint;
 pub mod http;
 pub mod kinds;

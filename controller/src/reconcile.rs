@@ -67,6 +67,7 @@ impl ReconcileError {
             Self::Client(ClientError::NotLeader) => "not_leader",
             Self::Client(ClientError::Deadline) => "deadline",
             Self::Client(ClientError::Api(_)) => "api",
+            Self::Client(ClientError::Render(_)) => "render",
             Self::Invalid(_) => "invalid",
             Self::Unapplied(_) => "unapplied",
         }

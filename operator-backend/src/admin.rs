@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{ConnectInfo, Request, State},
+    extract::{ConnectInfo, Query, Request, State, rejection::QueryRejection},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -26,6 +26,8 @@ use crate::{
 
 /// Connections at a time; probes, scrapes and the controller need a handful.
 const MOST_CONNECTIONS: usize = 256;
+/// Over how long a shed closes its streams; the controller looks at what came of it after ten seconds.
+const SHED_WINDOW: Duration = Duration::from_secs(5);
 /// How long a request head may take to arrive.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -37,6 +39,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/load", get(load))
         .route("/metrics", get(metrics))
         .route("/drain", post(begin_drain).delete(cancel_drain))
+        .route("/shed", post(shed))
         .fallback(async || ErrorAnswer::new(StatusCode::NOT_FOUND, "not_found"))
         .method_not_allowed_fallback(async || {
             ErrorAnswer::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed")
@@ -141,6 +144,31 @@ async fn begin_drain(State(app): State<Arc<App>>, request: Request) -> Result<Re
     Ok(json(
         StatusCode::ACCEPTED,
         &json!({ "draining": true, "streams": app.engine.streams() }),
+    ))
+}
+
+/// How many streams to shed.
+#[derive(serde::Deserialize)]
+struct Shed {
+    count: usize,
+}
+
+/// Closes some streams so that they come back through the load balancer, to other instances too.
+async fn shed(
+    State(app): State<Arc<App>>,
+    query: Result<Query<Shed>, QueryRejection>,
+    request: Request,
+) -> Result<Response, ErrorAnswer> {
+    authorise(&app, &request)?;
+    let Ok(Query(Shed { count })) = query else {
+        let detail = "count must be a number of streams, as in /shed?count=40";
+        return Err(ErrorAnswer::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    };
+    app.engine.shed(count, SHED_WINDOW);
+    tracing::info!(count, streams = app.engine.streams(), "shedding streams");
+    Ok(json(
+        StatusCode::ACCEPTED,
+        &json!({ "shed": count, "streams": app.engine.streams() }),
     ))
 }
 

@@ -184,6 +184,28 @@ async fn a_drain_needs_the_control_token_and_can_be_cancelled() {
 }
 
 #[tokio::test]
+async fn shed_streams_end_with_a_drain_event_while_new_ones_are_taken() {
+    let directory = Directory::new();
+    let file = directory.write("control-token", "control-token-of-the-tests\n");
+    let backend = Backend::alone(&["--control-token-file", file.to_str().unwrap()]);
+    backend.keep_secret("control-token-of-the-tests");
+    let admin = backend.admin();
+    assert_eq!(admin.post("/shed?count=1", &[], "").await.status, 401);
+    let control = ("authorization", "Bearer control-token-of-the-tests");
+    for wrong in ["/shed", "/shed?count=-1", "/shed?count=many"] {
+        assert_eq!(admin.post(wrong, &[control], "").await.status, 422, "{wrong}");
+    }
+
+    let mut shed = backend.stream(STREAM, &[AUTH]).await;
+    shed.until("event: snapshot", SECOND).await;
+    assert_eq!(admin.post("/shed?count=1", &[control], "").await.status, 202);
+    shed.until("event: drain", Duration::from_secs(10)).await;
+    assert_eq!(admin.get("/load", &[]).await.json()["draining"], json!(false));
+    let mut new = backend.stream(STREAM, &[AUTH]).await;
+    new.until("event: snapshot", SECOND).await;
+}
+
+#[tokio::test]
 async fn without_a_control_token_this_host_may_drain() {
     let backend = Backend::alone(&[]);
     assert_eq!(backend.admin().post("/drain", &[], "").await.status, 202);

@@ -3,25 +3,24 @@
 //! A refusal of one object does not stop the others; a lost lease stops everything.
 
 mod volume;
+mod wish;
 
 use std::collections::BTreeSet;
 
 use futures::future::join_all;
-use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{DynamicObject, PropagationPolicy};
-use serde::Serialize;
 use serde_json::{Value, json};
 
+use self::wish::{ApplyError, Wish, explain};
 use super::build::{Count, Prepared, PreparedRedis};
 use crate::{
     cache::{Child, ClusterKey},
     client::{ClientError, Manager},
     cluster::Identity,
     context::Context,
-    diagnose::{self, Trouble},
+    diagnose::Trouble,
     diff,
     facts::{self, Facts},
-    fingerprint,
     kinds::Kind,
     names,
     scale::marks,
@@ -56,59 +55,6 @@ enum Outcome {
     Waiting,
 }
 
-/// An object as it is applied.
-struct Wish {
-    kind: Kind,
-    name: String,
-    body: Value,
-    /// Of the body without this very fingerprint in it.
-    fingerprint: String,
-}
-
-impl Wish {
-    fn new(kind: Kind, object: &impl Serialize) -> Result<Self, ApplyError> {
-        let mut body = serde_json::to_value(object)?;
-        let fingerprint = fingerprint::of_value(&body);
-        let name = body
-            .pointer("/metadata/name")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned();
-        // With it on the object, a field that the wish no longer has is a difference too, and is removed.
-        if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) {
-            let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
-            if let Some(annotations) = annotations.as_object_mut() {
-                annotations.insert(names::APPLIED.to_owned(), json!(fingerprint));
-            }
-        }
-        Ok(Self {
-            kind,
-            name,
-            body,
-            fingerprint,
-        })
-    }
-
-    /// Whether a live object was last applied with exactly this wish, so that differences are drift.
-    fn was_applied_to(&self, live: &DynamicObject) -> bool {
-        live.metadata
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(names::APPLIED))
-            == Some(&self.fingerprint)
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum ApplyError {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error("cannot be rendered: {0}")]
-    Render(#[from] serde_json::Error),
-    #[error("{0}")]
-    Refused(String, &'static str),
-}
-
 /// Applies everything, in the order in which the parts need each other.
 pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> Result<Applied, ClientError> {
     // No `..`: an object that nobody applies does not compile.
@@ -132,62 +78,60 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
     let mut report = Report::default();
 
     // Pods mount the credentials: without them nothing else may start.
-    let created = join_all(credentials.iter().map(|credential| async move {
-        let wish = Wish::new(Kind::Secret, &credential.secret)?;
-        pass.ensure_secret(&wish, credential.create_with.as_ref()).await
-    }))
+    let mut secrets = Vec::new();
+    for credential in &credentials {
+        secrets.push((Wish::new(Kind::Secret, &credential.secret)?, &credential.create_with));
+    }
+    let made = join_all(
+        secrets
+            .iter()
+            .map(|(wish, create_with)| pass.ensure_secret(wish, create_with.as_ref())),
+    )
     .await;
-    for (credential, outcome) in credentials.iter().zip(created) {
-        let name = credential.secret.metadata.name.clone().unwrap_or_default();
-        report.add(Kind::Secret, name, outcome)?;
+    for ((wish, _), outcome) in secrets.iter().zip(made) {
+        report.add(wish, outcome)?;
     }
     if !report.applied.failures.is_empty() {
         return Ok(report.applied);
     }
 
-    let redis_parts = redis.map(
-        |PreparedRedis {
-             config_map,
-             service,
-             policy,
-             stateful_set,
-             volume,
-         }| {
-            let parts = [
-                Wish::new(Kind::ConfigMap, &config_map),
-                Wish::new(Kind::Service, &service),
-                Wish::new(Kind::NetworkPolicy, &policy),
-            ];
-            (parts, Wish::new(Kind::StatefulSet, &stateful_set), volume)
-        },
-    );
-    let mut before = vec![
-        Wish::new(Kind::ServiceAccount, &backend_account),
-        Wish::new(Kind::Service, &backend_service),
-        Wish::new(Kind::NetworkPolicy, &backend_policy),
-    ];
-    let mut workload = None;
-    if let Some((parts, stateful_set, volume)) = redis_parts {
-        before.extend(parts);
-        workload = Some((stateful_set, volume));
-    }
-    let mut after = Vec::new();
-    after.extend(backend_budget.map(|budget| Wish::new(Kind::PodDisruptionBudget, &budget)));
-    after.extend(ingress.map(|ingress| Wish::new(Kind::Ingress, &ingress)));
-
     // What the pods read and are named by comes before the pods.
-    pass.ensure_all(before, &mut report).await?;
-    if let Some((stateful_set, volume)) = workload {
-        let name = names::redis(&identity.name);
-        let outcome = match stateful_set {
-            Ok(wish) => pass.ensure_stateful_set(&wish, volume.as_ref()).await,
-            Err(error) => Err(error),
-        };
-        report.add(Kind::StatefulSet, name, outcome)?;
+    let mut before = vec![
+        Wish::new(Kind::ServiceAccount, &backend_account)?,
+        Wish::new(Kind::Service, &backend_service)?,
+        Wish::new(Kind::NetworkPolicy, &backend_policy)?,
+    ];
+    let mut store = None;
+    if let Some(PreparedRedis {
+        config_map,
+        service,
+        policy,
+        stateful_set,
+        volume,
+    }) = redis
+    {
+        before.push(Wish::new(Kind::ConfigMap, &config_map)?);
+        before.push(Wish::new(Kind::Service, &service)?);
+        before.push(Wish::new(Kind::NetworkPolicy, &policy)?);
+        store = Some((Wish::new(Kind::StatefulSet, &stateful_set)?, volume));
     }
-    let outcome = pass.ensure_deployment(&backend_deployment, &count).await;
-    report.add(Kind::Deployment, names::backend(&identity.name), outcome)?;
-    pass.ensure_all(after, &mut report).await?;
+    pass.ensure_all(&before, &mut report).await?;
+    if let Some((wish, volume)) = store {
+        let outcome = pass.ensure_stateful_set(&wish, volume.as_ref()).await;
+        report.add(&wish, outcome)?;
+    }
+    let instances = Wish::new(Kind::Deployment, &backend_deployment)?;
+    let outcome = pass.ensure_deployment(&instances, &count).await;
+    report.add(&instances, outcome)?;
+
+    let mut after = Vec::new();
+    if let Some(budget) = backend_budget {
+        after.push(Wish::new(Kind::PodDisruptionBudget, &budget)?);
+    }
+    if let Some(ingress) = ingress {
+        after.push(Wish::new(Kind::Ingress, &ingress)?);
+    }
+    pass.ensure_all(&after, &mut report).await?;
 
     pass.remove_orphans(&mut report).await?;
     Ok(report.applied)
@@ -201,24 +145,22 @@ struct Report {
 }
 
 impl Report {
-    fn add(
-        &mut self,
-        kind: Kind,
-        name: String,
-        outcome: Result<Outcome, ApplyError>,
-    ) -> Result<(), ClientError> {
-        let object = format!("{} {name}", kind.as_str());
-        self.wanted.insert((kind, name));
+    fn add(&mut self, wish: &Wish, outcome: Result<Outcome, ApplyError>) -> Result<(), ClientError> {
+        self.wanted.insert((wish.kind, wish.name.clone()));
+        self.note(wish.kind, &wish.name, outcome)
+    }
+
+    fn note(&mut self, kind: Kind, name: &str, outcome: Result<Outcome, ApplyError>) -> Result<(), ClientError> {
         match outcome {
             Ok(Outcome::Settled) => {}
             Ok(Outcome::Waiting) => self.applied.waiting = true,
             Err(ApplyError::Client(ClientError::NotLeader)) => return Err(ClientError::NotLeader),
             Err(error) => {
-                let trouble = explain(&object, &error);
+                let object = format!("{} {name}", kind.as_str());
                 self.applied.failures.push(Failure {
-                    object,
-                    trouble,
+                    trouble: explain(&object, &error),
                     error: error.to_string(),
+                    object,
                 });
             }
         }
@@ -235,24 +177,10 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    async fn ensure_all(
-        self,
-        wishes: Vec<Result<Wish, ApplyError>>,
-        report: &mut Report,
-    ) -> Result<(), ClientError> {
-        let outcomes = join_all(wishes.into_iter().map(|wish| async move {
-            match wish {
-                Ok(wish) => {
-                    let outcome = self.ensure(&wish).await;
-                    (wish.kind, wish.name, outcome)
-                }
-                // Kubernetes types always render; a name is all that could be missing here.
-                Err(error) => (Kind::ConfigMap, String::new(), Err(error)),
-            }
-        }))
-        .await;
-        for (kind, name, outcome) in outcomes {
-            report.add(kind, name, outcome)?;
+    async fn ensure_all(self, wishes: &[Wish], report: &mut Report) -> Result<(), ClientError> {
+        let outcomes = join_all(wishes.iter().map(|wish| self.ensure(wish))).await;
+        for (wish, outcome) in wishes.iter().zip(outcomes) {
+            report.add(wish, outcome)?;
         }
         Ok(())
     }
@@ -332,11 +260,10 @@ impl Pass<'_> {
 
     /// The Deployment under one manager and its count under another. The count is never let go by the first
     /// before the second holds it: a field that nobody holds falls back to 1.
-    async fn ensure_deployment(self, deployment: &Deployment, count: &Count) -> Result<Outcome, ApplyError> {
+    async fn ensure_deployment(self, wish: &Wish, count: &Count) -> Result<Outcome, ApplyError> {
         let instances = count.instances;
-        let wish = Wish::new(Kind::Deployment, deployment)?;
         let agreed = format!("{}/{}", wish.fingerprint, instances.get());
-        if self.agrees(&wish, &agreed) {
+        if self.agrees(wish, &agreed) {
             return Ok(Outcome::Settled);
         }
         let live = match self.read(wish.kind, &wish.name).await? {
@@ -348,7 +275,7 @@ impl Pass<'_> {
                 if let Some(spec) = body.get_mut("spec").and_then(Value::as_object_mut) {
                     spec.insert("replicas".to_owned(), json!(instances.get()));
                 }
-                self.write(&wish, &body).await?
+                self.write(wish, &body).await?
             }
         };
         let live = match facts::of(Kind::Deployment, live.clone()) {
@@ -368,7 +295,7 @@ impl Pass<'_> {
             }
             _ => live,
         };
-        let live = self.correct(&wish, live).await?;
+        let live = self.correct(wish, live).await?;
         self.learn(wish.kind, live, Some(agreed));
         Ok(Outcome::Settled)
     }
@@ -421,7 +348,7 @@ impl Pass<'_> {
                 .client
                 .delete(kind, namespace, &name, &uid, PropagationPolicy::Background)
                 .await;
-            report.add(kind, name, removed.map(|()| Outcome::Settled).map_err(Into::into))?;
+            report.note(kind, &name, removed.map(|()| Outcome::Settled).map_err(Into::into))?;
         }
         Ok(())
     }
@@ -499,34 +426,5 @@ impl Pass<'_> {
     }
 }
 
-/// What a person can do about a refusal; `None` when the next try may succeed by itself.
-fn explain(object: &str, error: &ApplyError) -> Option<Trouble> {
-    let error = match error {
-        ApplyError::Client(error) => error,
-        ApplyError::Refused(message, reason) => return Some(Trouble::new(reason, message)),
-        ApplyError::Render(error) => return Some(Trouble::new("RenderFailed", format!("{object} {error}"))),
-    };
-    let text = error.to_string();
-    let detail = diagnose::quote(&text);
-    match error.code()? {
-        // The namespace goes, and the cluster with it.
-        403 if text.contains("being terminated") => None,
-        403 if text.contains("exceeded quota") => Some(Trouble::new(
-            "QuotaExceeded",
-            format!("{object} cannot be created: {detail}; raise the ResourceQuota or free some of it"),
-        )),
-        403 if text.contains("cannot ") && text.contains(" resource ") => Some(Trouble::new(
-            "ControllerForbidden",
-            format!("{object}: {detail}; give the controller's role this verb"),
-        )),
-        400 | 403 => Some(Trouble::new(
-            "ForbiddenByPolicy",
-            format!("{object} was refused: {detail}; allow it in the namespace's policy"),
-        )),
-        422 => Some(Trouble::new(
-            "Rejected",
-            format!("{object} is not accepted: {detail}; correct the spec"),
-        )),
-        _ => None,
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -160,6 +160,16 @@ impl Instance {
         }
     }
 
+    /// It serves, or did so a moment ago.
+    #[must_use]
+    pub const fn may_hold_streams(&self) -> bool {
+        match self.lifecycle() {
+            Lifecycle::Ready | Lifecycle::Draining => true,
+            Lifecycle::Starting => matches!(self.load, Observed::Stale { .. }),
+            Lifecycle::Terminating => false,
+        }
+    }
+
     /// Its streams, as far as known.
     #[must_use]
     pub fn streams(&self) -> u64 {
@@ -235,11 +245,11 @@ impl Observation {
     }
 
     /// Instances that serve or are being drained and whose load is not fully known, with the reason.
-    /// Starting ones carry nothing yet and terminating ones are no longer asked.
+    /// Those that have never answered carry nothing yet and terminating ones are no longer asked.
     pub fn unknown(&self) -> impl Iterator<Item = (&Instance, &str)> {
         self.instances
             .iter()
-            .filter(|instance| matches!(instance.lifecycle(), Lifecycle::Ready | Lifecycle::Draining))
+            .filter(|instance| instance.may_hold_streams())
             .filter_map(|instance| match instance.load.known() {
                 Some(Reading {
                     issuances_per_second: Some(_),

@@ -14,8 +14,10 @@ pub const PASS_SECONDS: u64 = 10;
 /// Passes after which it ends, level or not: a load balancer that does not send new streams to the emptiest
 /// instance cannot be levelled from here.
 const MOST_PASSES: u32 = 30;
-/// Below this mean, chance alone makes a larger spread than `LEVEL_PERCENT`.
-const SMALLEST_MEAN: u64 = 20;
+/// Below this mean chance alone makes a larger spread than `LEVEL_PERCENT`.
+const SMALL_MEAN: u64 = 20;
+/// The square of how many standard deviations (each the root of the mean) chance may spread few streams.
+const CHANCE: u64 = 16;
 
 /// Rebalancing under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +70,8 @@ pub fn plan_pass<'a>(
     let fullest = streams.iter().map(|(_, streams)| *streams).max().unwrap_or(0);
     let emptiest = streams.iter().map(|(_, streams)| *streams).min().unwrap_or(0);
     let spread = fullest - emptiest;
-    if mean < SMALLEST_MEAN
+    let by_chance = mean < SMALL_MEAN && u128::from(spread).pow(2) <= u128::from(mean) * u128::from(CHANCE);
+    if by_chance
         || u128::from(spread) * 100 < u128::from(mean) * u128::from(LEVEL_PERCENT)
         || episode.passes >= MOST_PASSES
     {
@@ -194,7 +197,7 @@ mod tests {
             Pass::Done
         );
         assert_eq!(
-            plan_pass(Episode::default(), &instances(&[9, 3, 0]), 1000, Moment(0)),
+            plan_pass(Episode::default(), &instances(&[6, 3, 0]), 1000, Moment(0)),
             Pass::Done
         );
         assert_eq!(plan_pass(Episode::default(), &[], 1000, Moment(0)), Pass::Done);

@@ -178,9 +178,9 @@ fn conditions(subject: &Subject) -> Vec<ScalingCondition> {
         ..
     } = subject;
     let silent: Vec<(&Instance, &str)> = observed
-        .at(Lifecycle::Ready)
-        .chain(observed.at(Lifecycle::Draining))
-        .filter(|instance| is_silent(&instance.load))
+        .instances
+        .iter()
+        .filter(|instance| instance.may_hold_streams() && is_silent(&instance.load))
         .filter_map(|instance| instance.load.reason().map(|reason| (instance, reason)))
         .collect();
     let by_load = matches!(policy.target, Target::Load { .. });

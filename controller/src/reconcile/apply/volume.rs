@@ -4,7 +4,10 @@
 use kube::api::PropagationPolicy;
 use serde_json::json;
 
-use super::{ApplyError, Outcome, Pass, Wish};
+use super::{
+    Outcome, Pass,
+    wish::{ApplyError, Wish},
+};
 use crate::{
     cluster::Volume,
     diff,

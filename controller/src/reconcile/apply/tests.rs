@@ -1,0 +1,229 @@
+//! What `apply` does when the API server misbehaves, and what it does not do when nothing changed.
+
+use std::sync::Arc;
+
+use axum::http::Method;
+use kube::runtime::reflector;
+
+use super::*;
+use crate::{
+    build::fixture::{defaults, object, referenced, simple_cluster},
+    cache::Cache,
+    client::LeaderClient,
+    cluster::GeneratedData,
+    fake_api::{FakeApi, Fault},
+    leader::LeaseGuard,
+    reconcile::{build::build, dereference::SecretState, validate::validate},
+    telemetry::Metrics,
+};
+
+const SERVICE: &str = "/api/v1/namespaces/simple-namespace/services/simple-cluster-backend";
+const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/simple-namespace/deployments/simple-cluster-backend";
+
+fn key() -> ClusterKey {
+    ClusterKey {
+        namespace: "simple-namespace".to_owned(),
+        name: "simple-cluster".to_owned(),
+    }
+}
+
+fn context(api: &FakeApi, guard: LeaseGuard) -> Context {
+    let metrics = Arc::new(Metrics::new());
+    let (store, _) = reflector::store();
+    Context::new(
+        LeaderClient::new(api.client.clone(), guard, metrics.clone(), "test"),
+        store,
+        Arc::new(Cache::default()),
+        metrics,
+        defaults(),
+    )
+}
+
+fn prepared(instances: i32) -> Prepared {
+    build(&simple_cluster(), InstanceCount::new(instances).unwrap())
+}
+
+/// The cluster with a Redis password that is still to be made.
+fn prepared_with_a_new_password() -> Prepared {
+    let mut referenced = referenced();
+    referenced.redis_auth = SecretState::Drawn(GeneratedData::new(
+        [("password".to_owned(), "fresh".to_owned())].into(),
+    ));
+    let cluster = validate(&object("instances: 3"), &referenced, &defaults()).unwrap();
+    build(&cluster, InstanceCount::new(3).unwrap())
+}
+
+async fn applied(context: &Context, prepared: Prepared) -> Applied {
+    apply(context, &key(), prepared).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_second_pass_sends_nothing_and_a_new_leader_only_reads() {
+    let api = FakeApi::start().await;
+    let first = context(&api, LeaseGuard::open());
+    assert!(applied(&first, prepared(3)).await.failures.is_empty());
+    assert_eq!(api.object(DEPLOYMENT).unwrap()["spec"]["replicas"], 3);
+    api.take_seen();
+    assert!(applied(&first, prepared(3)).await.failures.is_empty());
+    assert_eq!(api.take_seen(), []);
+
+    // The fake keeps no managed fields, so that the count's owner cannot be known: only that is asked for.
+    let next = context(&api, LeaseGuard::open());
+    applied(&next, prepared(3)).await;
+    let writes = api.take_writes();
+    assert!(
+        writes
+            .iter()
+            .all(|write| write.path == DEPLOYMENT && write.query.contains("scale")),
+        "{writes:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_version_that_moves_without_a_change_causes_no_storm() {
+    let api = FakeApi::start().await;
+    api.bump_versions();
+    let context = context(&api, LeaseGuard::open());
+    applied(&context, prepared(3)).await;
+    api.take_seen();
+    for _ in 0..10 {
+        applied(&context, prepared(3)).await;
+    }
+    assert_eq!(api.take_seen(), []);
+}
+
+#[tokio::test]
+async fn without_the_lease_nothing_is_written() {
+    let api = FakeApi::start().await;
+    let context = context(&api, LeaseGuard::default());
+    let error = apply(&context, &key(), prepared(3)).await.unwrap_err();
+    assert!(matches!(error, ClientError::NotLeader));
+    assert_eq!(api.take_writes(), []);
+}
+
+#[tokio::test]
+async fn a_refused_object_is_named_and_does_not_stop_the_others() {
+    let api = FakeApi::start().await;
+    let quota = "services \"x\" is forbidden: exceeded quota: small";
+    api.fail(
+        Method::PATCH,
+        "/services/simple-cluster-backend",
+        1,
+        Fault::Refuse(403, quota),
+    );
+    let context = context(&api, LeaseGuard::open());
+    let report = applied(&context, prepared(3)).await;
+    assert_eq!(report.failures.len(), 1);
+    let trouble = report.failures[0].trouble.as_ref().unwrap();
+    assert_eq!(trouble.reason, "QuotaExceeded");
+    assert!(
+        trouble.message.contains("Service simple-cluster-backend"),
+        "{}",
+        trouble.message
+    );
+    assert!(api.object(DEPLOYMENT).is_some());
+    assert!(api.object(SERVICE).is_none());
+    // It is tried again, and alone.
+    api.take_seen();
+    assert!(applied(&context, prepared(3)).await.failures.is_empty());
+    assert_eq!(api.take_writes().len(), 1);
+}
+
+#[tokio::test]
+async fn a_passing_error_is_retried_without_alarming_anybody() {
+    let api = FakeApi::start().await;
+    api.fail(
+        Method::PATCH,
+        "/configmaps/simple-cluster-redis",
+        1,
+        Fault::Refuse(500, "etcd is busy"),
+    );
+    let context = context(&api, LeaseGuard::open());
+    let report = applied(&context, prepared(3)).await;
+    assert_eq!(report.failures.len(), 1);
+    assert_eq!(report.failures[0].trouble, None);
+}
+
+#[tokio::test]
+async fn a_field_that_somebody_took_is_taken_back() {
+    let api = FakeApi::start().await;
+    let context = context(&api, LeaseGuard::open());
+    applied(&context, prepared(3)).await;
+    api.merge(
+        SERVICE,
+        &json!({"spec": {"sessionAffinity": "ClientIP"}, "metadata": {"labels": {"mine": "yes"}}}),
+    );
+    context
+        .cache
+        .doubt(&key(), Kind::Service, "simple-cluster-backend");
+    api.fail(
+        Method::PATCH,
+        "/services/simple-cluster-backend",
+        1,
+        Fault::Refuse(409, "conflict with \"kubectl-edit\""),
+    );
+    api.take_seen();
+    applied(&context, prepared(3)).await;
+    let writes = api.take_writes();
+    assert_eq!(writes.len(), 2);
+    assert!(!writes[0].query.contains("force=true") && writes[1].query.contains("force=true"));
+    let service = api.object(SERVICE).unwrap();
+    assert_eq!(service["spec"]["sessionAffinity"], "None");
+    assert_eq!(
+        service["metadata"]["labels"]["mine"], "yes",
+        "what others add stays"
+    );
+    assert!(
+        context
+            .metrics
+            .render()
+            .unwrap()
+            .contains("drift_corrected_total{kind=\"Service\"} 1")
+    );
+}
+
+#[tokio::test]
+async fn an_object_of_somebody_else_is_not_touched() {
+    let api = FakeApi::start().await;
+    api.merge(
+        SERVICE,
+        &json!({"metadata": {"name": "simple-cluster-backend"}, "spec": {"clusterIP": "10.0.0.1"}}),
+    );
+    let before = api.object(SERVICE);
+    let context = context(&api, LeaseGuard::open());
+    let report = applied(&context, prepared(3)).await;
+    assert_eq!(report.failures[0].trouble.as_ref().unwrap().reason, "NameTaken");
+    assert_eq!(api.object(SERVICE), before);
+}
+
+#[tokio::test]
+async fn a_generated_secret_is_created_once_and_never_overwritten() {
+    let api = FakeApi::start().await;
+    let context = context(&api, LeaseGuard::open());
+    applied(&context, prepared_with_a_new_password()).await;
+    let path = "/secrets/simple-cluster-redis-auth";
+    let created = api.object(path).unwrap();
+    assert_eq!(created["stringData"]["password"], "fresh");
+    api.take_seen();
+
+    // A leader that does not know of it yet loses the race and writes nothing that depends on its draw.
+    let late = super::tests::context(&api, LeaseGuard::open());
+    let report = applied(&late, prepared_with_a_new_password()).await;
+    assert_eq!(report.failures.len(), 1);
+    assert_eq!(report.failures[0].trouble, None);
+    assert_eq!(api.object(path).unwrap(), created);
+    let workloads = |write: &crate::fake_api::Seen| write.path.contains("/apis/apps/");
+    assert!(!api.take_writes().iter().any(workloads));
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_ends_at_its_deadline() {
+    let api = FakeApi::start().await;
+    api.fail(Method::GET, "/services/simple-cluster-backend", 1, Fault::Hang);
+    let context = context(&api, LeaseGuard::open());
+    let read = context
+        .client
+        .get(Kind::Service, "simple-namespace", "simple-cluster-backend")
+        .await;
+    assert!(matches!(read, Err(ClientError::Deadline)));
+}
