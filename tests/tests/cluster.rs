@@ -134,8 +134,11 @@ async fn kubectl_scale_and_the_spec_set_the_number_of_instances() {
             })
             .await;
             sandbox.until("simple", "Ready", "True").await;
-            let status = sandbox.cluster("simple").await.status.unwrap();
-            assert_eq!(usize::try_from(status.ready_instances).unwrap(), count);
+            eventually(&format!("the status tells {count}"), Duration::from_secs(10), async || {
+                let status = sandbox.cluster("simple").await.status.unwrap();
+                (usize::try_from(status.ready_instances).unwrap() == count).then_some(())
+            })
+            .await;
         };
         kubectl(&["-n", &sandbox.namespace, "scale", "vx11/simple", "--replicas=3"]);
         serve(3).await;

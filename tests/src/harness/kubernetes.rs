@@ -247,13 +247,14 @@ impl Sandbox {
         answer.json()["sse_token"].as_str().unwrap().to_owned()
     }
 
-    /// Publishes a text over `route`.
+    /// Publishes a text over `route`; the same text is published once.
     ///
     /// # Errors
     /// The failure or refusal, in words.
     pub async fn publish(&self, principal: &str, route: &Route, data: &str) -> Result<(), String> {
         let body = serde_json::json!({ "data": data }).to_string();
-        let headers = [("x-vx11-token", principal)];
+        // The way through the API server may send a request twice.
+        let headers = [("x-vx11-token", principal), ("idempotency-key", data)];
         let answer = route.request(hyper::Method::POST, super::EVENTS, &headers, &body).await?;
         if answer.status == 202 { Ok(()) } else { Err(format!("{} {}", answer.status, answer.text)) }
     }
