@@ -157,6 +157,7 @@ shown kubectl get vx11 -n "$NAMESPACE"
 shown kubectl get pods -n "$NAMESPACE" -o wide
 
 # The quickstart answers for every host name. Where another Ingress does so too, nobody knows who gets a request.
+# shellcheck disable=SC2016 # the $ is of the template
 rivals=$(kubectl get ingress -A -o go-template --template '{{range .items}}{{$of := .metadata}}{{range .spec.rules}}{{if not .host}}{{$of.namespace}}/{{$of.name}} {{end}}{{end}}{{end}}' |
   tr ' ' '\n' | grep -vx "$NAMESPACE/$NAME" | xargs || true)
 [ -z "$rivals" ] || fail "these Ingresses answer for every host name too: $rivals; give them a host, or delete them"
