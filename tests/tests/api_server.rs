@@ -31,8 +31,7 @@ type Verdict = Result<Value, String>;
 /// Applies a manifest of this name and spec with strict validation; `dry_run` leaves nothing behind.
 async fn judge(sandbox: &Sandbox, name: &str, spec: &Value, dry_run: bool) -> Verdict {
     let resource = ApiResource::erase::<VX11Cluster>(&());
-    let api: Api<DynamicObject> =
-        Api::namespaced_with(sandbox.client.clone(), &sandbox.namespace, &resource);
+    let api: Api<DynamicObject> = Api::namespaced_with(sandbox.client.clone(), &sandbox.namespace, &resource);
     let manifest = json!({
         "apiVersion": "vx11.io/v1alpha1", "kind": "VX11Cluster", "metadata": { "name": name }, "spec": spec,
     });
@@ -91,15 +90,38 @@ async fn the_served_definition_is_the_generated_one() {
     sandbox("definition", async |sandbox| {
         let served = served(sandbox).await;
         let generated = vx11_crds::custom_resource_definition();
-        let versions = |definition: &CustomResourceDefinition| {
-            serde_json::to_value(&definition.spec.versions).unwrap()
-        };
-        assert!(
-            versions(&served) == versions(&generated),
+        let versions =
+            |definition: &CustomResourceDefinition| serde_json::to_value(&definition.spec.versions).unwrap();
+        let (served, generated) = (versions(&served), versions(&generated));
+        let differs = first_difference("", &generated, &served);
+        assert_eq!(
+            differs, None,
             "the chart installs another definition than the crate vx11-crds generates: run `make generate`"
         );
     })
     .await;
+}
+
+/// Where what was applied is not what is served; the API server may add what it defaults.
+fn first_difference(path: &str, applied: &Value, served: &Value) -> Option<String> {
+    match (applied, served) {
+        (Value::Object(applied), Value::Object(served)) => applied.iter().find_map(|(key, value)| {
+            let path = format!("{path}/{key}");
+            match served.get(key) {
+                Some(served) => first_difference(&path, value, served),
+                None => Some(path),
+            }
+        }),
+        (Value::Array(applied), Value::Array(served)) if applied.len() == served.len() => applied
+            .iter()
+            .zip(served)
+            .enumerate()
+            .find_map(|(index, (applied, served))| {
+                first_difference(&format!("{path}/{index}"), applied, served)
+            }),
+        _ if applied == served => None,
+        _ => Some(format!("{path}: {served} instead of {applied}")),
+    }
 }
 
 #[tokio::test]
@@ -111,7 +133,10 @@ async fn unknown_fields_are_refused_by_name() {
                 json!({"backend": {"tokenTTLSeconds": 60}}),
                 "spec.backend.tokenTTLSeconds",
             ),
-            (json!({"redis": {"storage": {"siz": "1Gi"}}}), "spec.redis.storage.siz"),
+            (
+                json!({"redis": {"storage": {"siz": "1Gi"}}}),
+                "spec.redis.storage.siz",
+            ),
             (
                 json!({"loadBalancer": {"ingress": {"class": "a"}}}),
                 "spec.loadBalancer.ingress.class",
@@ -182,9 +207,14 @@ async fn defaults_are_filled_in_by_the_api_server() {
         }
 
         // An explicit null is an absent field.
-        let object = judge(sandbox, "defaults", &json!({"instances": null, "backend": null}), true)
-            .await
-            .unwrap();
+        let object = judge(
+            sandbox,
+            "defaults",
+            &json!({"instances": null, "backend": null}),
+            true,
+        )
+        .await
+        .unwrap();
         assert_eq!(object["spec"]["instances"], json!(1));
         assert_eq!(object["spec"]["backend"]["tokenTtlSeconds"], json!(60));
     })
@@ -259,11 +289,7 @@ async fn kubectl_explain_says_something_about_every_field() {
         let document: Value = sandbox.client.request(request).await.unwrap();
         let schema = &document["components"]["schemas"]["io.vx11.v1alpha1.VX11Cluster"];
         let mut fields = 0;
-        explain(
-            "spec",
-            &schema["properties"]["spec"]["properties"],
-            &mut fields,
-        );
+        explain("spec", &schema["properties"]["spec"]["properties"], &mut fields);
         explain(
             "status",
             &schema["properties"]["status"]["properties"],

@@ -2,14 +2,19 @@
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
-use kube::{Api, ResourceExt, api::{DeleteParams, ListParams}};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
 use vx11_crds::VX11Cluster;
 use vx11_tests::harness::{Sandbox, eventually, kubectl, sandbox};
 
 fn examples() -> Vec<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect();
+    let mut files: Vec<_> = files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .collect();
     files.sort();
     files
 }
@@ -24,12 +29,44 @@ fn prepare(sandbox: &Sandbox, text: &str) {
     let (certificate, key) = (folder.join("tls.crt"), folder.join("tls.key"));
     let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
     let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=events.example.com"])
-        .args(["-addext", "subjectAltName=DNS:events.example.com", "-keyout", key, "-out", certificate])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=events.example.com",
+        ])
+        .args([
+            "-addext",
+            "subjectAltName=DNS:events.example.com",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ])
         .output()
         .unwrap();
-    assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
-    kubectl(&["-n", &sandbox.namespace, "create", "secret", "tls", "events-example-com-tls", "--cert", certificate, "--key", key]);
+    assert!(
+        made.status.success(),
+        "openssl: {}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    kubectl(&[
+        "-n",
+        &sandbox.namespace,
+        "create",
+        "secret",
+        "tls",
+        "events-example-com-tls",
+        "--cert",
+        certificate,
+        "--key",
+        key,
+    ]);
     fs::remove_dir_all(&folder).unwrap();
 }
 

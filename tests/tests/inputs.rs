@@ -10,33 +10,70 @@ use vx11_tests::harness::{Sandbox, eventually, sandbox};
 /// Waits until a condition is False with this reason and its message has every word; then an event must tell it
 /// as well.
 async fn told(sandbox: &Sandbox, name: &str, kind: &str, reason: &str, words: &[&str]) {
-    let condition = eventually(&format!("{kind} of {name} tells {reason}"), Duration::from_secs(90), async || {
-        sandbox.condition(name, kind).await.filter(|c| c.status == "False" && c.reason == reason)
-    })
+    let condition = eventually(
+        &format!("{kind} of {name} tells {reason}"),
+        Duration::from_secs(90),
+        async || {
+            sandbox
+                .condition(name, kind)
+                .await
+                .filter(|c| c.status == "False" && c.reason == reason)
+        },
+    )
     .await;
     for word in words {
-        assert!(condition.message.contains(word), "{word:?} is not in: {}", condition.message);
+        assert!(
+            condition.message.contains(word),
+            "{word:?} is not in: {}",
+            condition.message
+        );
     }
-    eventually(&format!("an event tells {reason}"), Duration::from_secs(20), async || {
-        sandbox.events(name).await.iter().any(|event| event.starts_with(reason)).then_some(())
-    })
+    eventually(
+        &format!("an event tells {reason}"),
+        Duration::from_secs(20),
+        async || {
+            sandbox
+                .events(name)
+                .await
+                .iter()
+                .any(|event| event.starts_with(reason))
+                .then_some(())
+        },
+    )
     .await;
 }
 
 async fn secret(sandbox: &Sandbox, name: &str, data: Value) {
     let secret = json!({ "metadata": { "name": name }, "stringData": data });
     let secret: Secret = serde_json::from_value(secret).unwrap();
-    sandbox.api::<Secret>().create(&PostParams::default(), &secret).await.unwrap();
+    sandbox
+        .api::<Secret>()
+        .create(&PostParams::default(), &secret)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn a_secret_that_lacks_its_key_is_named() {
     sandbox("key", async |sandbox| {
         secret(sandbox, "empty", json!({ "other": "x" })).await;
-        sandbox.apply("simple", "{instances: 1, redis: {auth: {secretName: empty}}}").await;
-        told(sandbox, "simple", "Ready", "SecretKeyMissing", &["empty", "password"]).await;
+        sandbox
+            .apply("simple", "{instances: 1, redis: {auth: {secretName: empty}}}")
+            .await;
+        told(
+            sandbox,
+            "simple",
+            "Ready",
+            "SecretKeyMissing",
+            &["empty", "password"],
+        )
+        .await;
         // Given what it asks for, it goes on by itself.
-        kubectl_patch(sandbox, "empty", "{\"stringData\":{\"password\":\"good-password\"}}");
+        kubectl_patch(
+            sandbox,
+            "empty",
+            "{\"stringData\":{\"password\":\"good-password\"}}",
+        );
         sandbox.until("simple", "Ready", "True").await;
     })
     .await;
@@ -49,15 +86,30 @@ fn kubectl_patch(sandbox: &Sandbox, secret: &str, patch: &str) {
 #[tokio::test]
 async fn an_image_that_cannot_be_pulled_is_named_and_the_old_instances_serve() {
     sandbox("image", async |sandbox| {
-        sandbox.ready("simple", "{instances: 1, redis: {type: None}}").await;
+        sandbox
+            .ready("simple", "{instances: 1, redis: {type: None}}")
+            .await;
         let image = "registry.invalid/vx11/none:1";
-        sandbox.patch("simple", json!({ "spec": { "backend": { "image": image } } })).await;
-        eventually("BackendReady names the image", Duration::from_secs(90), async || {
-            let condition = sandbox.condition("simple", "Degraded").await?;
-            (condition.status == "True" && condition.reason == "ImagePullFailed" && condition.message.contains(image)).then_some(())
-        })
+        sandbox
+            .patch("simple", json!({ "spec": { "backend": { "image": image } } }))
+            .await;
+        eventually(
+            "BackendReady names the image",
+            Duration::from_secs(90),
+            async || {
+                let condition = sandbox.condition("simple", "Degraded").await?;
+                (condition.status == "True"
+                    && condition.reason == "ImagePullFailed"
+                    && condition.message.contains(image))
+                .then_some(())
+            },
+        )
         .await;
-        assert_eq!(sandbox.instances("simple").await.len(), 1, "the instance of before stays");
+        assert_eq!(
+            sandbox.instances("simple").await.len(),
+            1,
+            "the instance of before stays"
+        );
         assert_eq!(sandbox.ingress("simple").get("/health", &[]).await.status, 200);
     })
     .await;
@@ -66,8 +118,20 @@ async fn an_image_that_cannot_be_pulled_is_named_and_the_old_instances_serve() {
 #[tokio::test]
 async fn a_storage_class_that_does_not_exist_is_named() {
     sandbox("storage", async |sandbox| {
-        sandbox.apply("simple", "{instances: 1, redis: {storage: {storageClassName: not-there}}}").await;
-        told(sandbox, "simple", "RedisReady", "StorageClassMissing", &["not-there"]).await;
+        sandbox
+            .apply(
+                "simple",
+                "{instances: 1, redis: {storage: {storageClassName: not-there}}}",
+            )
+            .await;
+        told(
+            sandbox,
+            "simple",
+            "RedisReady",
+            "StorageClassMissing",
+            &["not-there"],
+        )
+        .await;
         // The instances serve all the same: tokens are signed.
         sandbox.until("simple", "BackendReady", "True").await;
     })
@@ -88,9 +152,26 @@ async fn an_ingress_class_that_nobody_serves_is_named() {
 async fn a_password_that_is_not_the_one_redis_runs_with_is_told() {
     sandbox("password", async |sandbox| {
         sandbox.ready("simple", "{instances: 1}").await;
-        let wrong = "REDISCLI_AUTH=$(cat /etc/vx11/redis/password) redis-cli CONFIG SET requirepass another-one";
-        vx11_tests::harness::kubectl(&["-n", &sandbox.namespace, "exec", "simple-redis-0", "--", "sh", "-c", wrong]);
-        told(sandbox, "simple", "RedisReady", "RedisPasswordWrong", &["simple-redis"]).await;
+        let wrong =
+            "REDISCLI_AUTH=$(cat /etc/vx11/redis/password) redis-cli CONFIG SET requirepass another-one";
+        vx11_tests::harness::kubectl(&[
+            "-n",
+            &sandbox.namespace,
+            "exec",
+            "simple-redis-0",
+            "--",
+            "sh",
+            "-c",
+            wrong,
+        ]);
+        told(
+            sandbox,
+            "simple",
+            "RedisReady",
+            "RedisPasswordWrong",
+            &["simple-redis"],
+        )
+        .await;
         assert_eq!(sandbox.ingress("simple").get("/health", &[]).await.status, 200);
     })
     .await;

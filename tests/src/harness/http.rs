@@ -68,19 +68,29 @@ impl Route {
     ) -> Result<Answer, String> {
         let (head, body) = self.send(method, path, headers, body).await?.into_parts();
         let read = tokio::time::timeout(PATIENCE, body.collect()).await;
-        let bytes = read.map_err(|_| format!("{path}: the body did not end"))??.to_bytes();
+        let bytes = read
+            .map_err(|_| format!("{path}: the body did not end"))??
+            .to_bytes();
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, text })
+        Ok(Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            text,
+        })
     }
 
     /// `GET`, panicking when there is no answer.
     pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
-        self.request(Method::GET, path, headers, "").await.unwrap_or_else(|error| panic!("GET {path}: {error}"))
+        self.request(Method::GET, path, headers, "")
+            .await
+            .unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
     /// `POST`, panicking when there is no answer.
     pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        self.request(Method::POST, path, headers, body).await.unwrap_or_else(|error| panic!("POST {path}: {error}"))
+        self.request(Method::POST, path, headers, body)
+            .await
+            .unwrap_or_else(|error| panic!("POST {path}: {error}"))
     }
 
     /// Sends a request; the body of the answer is still to be read.
@@ -108,7 +118,10 @@ impl Route {
                     let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
                     let client: Client<HttpConnector, Full<Bytes>> =
                         Client::builder(TokioExecutor::new()).build_http();
-                    let answer = client.request(request).await.map_err(|error| format!("{error:?}"))?;
+                    let answer = client
+                        .request(request)
+                        .await
+                        .map_err(|error| format!("{error:?}"))?;
                     Ok(answer.map(|body| body.map_err(|error| error.to_string()).boxed_unsync()))
                 }
                 Self::Pod { client, .. } => {
@@ -119,6 +132,8 @@ impl Route {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, answer).await.map_err(|_| format!("{path}: no answer within {PATIENCE:?}"))?
+        tokio::time::timeout(PATIENCE, answer)
+            .await
+            .map_err(|_| format!("{path}: no answer within {PATIENCE:?}"))?
     }
 }

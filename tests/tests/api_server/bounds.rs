@@ -100,11 +100,7 @@ fn items(path: &str, count: i64) -> Value {
 }
 
 fn entries(path: &str, count: i64) -> Value {
-    let value = if path.contains(".resources.") {
-        "1"
-    } else {
-        "text"
-    };
+    let value = if path.contains(".resources.") { "1" } else { "text" };
     let entry = |number: i64| (format!("example.com/key-{number}"), json!(value));
     Value::Object((0..count).map(entry).collect())
 }
@@ -160,7 +156,10 @@ async fn try_probe(sandbox: &Sandbox, probe: &Probe) {
         (Err(refusal), false) => {
             // Required fields are named themselves, everything else by its own path.
             let name = field.trim_start_matches('.');
-            assert!(refusal.contains(name), "the refusal of {spec} does not name {name}: {refusal}");
+            assert!(
+                refusal.contains(name),
+                "the refusal of {spec} does not name {name}: {refusal}"
+            );
         }
     }
 }

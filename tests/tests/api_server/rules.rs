@@ -254,7 +254,7 @@ async fn changes_that_are_safe_pass() {
             json!({"redis": {"storage": {"size": "10Gi"}}}),
             json!({"redis": {"storage": {"size": "1024Mi"}}}),
             json!({"instances": 1, "redis": {"type": "None"}}),
-            json!({"redis": {"storage": {}, "image": "example.com/redis:8"}}),
+            json!({"redis": {"storage": {"size": "1Gi"}, "image": "example.com/redis:8"}}),
         ] {
             let verdict = judge(sandbox, "safe", &spec, true).await;
             verdict.unwrap_or_else(|refusal| panic!("{spec}: {refusal}"));
