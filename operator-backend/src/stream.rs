@@ -69,6 +69,7 @@ impl Engine {
     /// # Panics
     /// When the system gives no thread or no descriptor to wait with: nothing can be served then.
     #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "a handle among handles")]
     pub fn start(
         config: &Config,
         authenticator: Authenticator,

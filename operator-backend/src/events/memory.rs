@@ -9,7 +9,7 @@ use std::{
 use super::{EntryId, Epoch, Event, Mirror, NewEvent};
 
 /// How long an idempotency key is remembered.
-const KEY_LIFE: Duration = Duration::from_secs(300);
+const KEY_LIFE: Duration = Duration::from_mins(5);
 /// Keys that are remembered at most; the oldest go first.
 const MOST_KEYS: usize = 100_000;
 

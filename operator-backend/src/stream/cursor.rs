@@ -160,7 +160,9 @@ fn decode(text: &str) -> Option<u32> {
         let digit = ALPHABET.iter().position(|letter| *letter == byte)?;
         bits = bits << 6 | digit as u64;
     }
-    (bits & 15 == 0).then(|| u32::try_from(bits >> 4).ok()).flatten()
+    (bits.trailing_zeros() >= 4)
+        .then(|| u32::try_from(bits >> 4).ok())
+        .flatten()
 }
 
 #[cfg(test)]

@@ -39,10 +39,13 @@ enum Ending {
     Revoked,
 }
 
+/// The open streams by number: what each belongs to, and the way to end it.
+type Open = HashMap<u64, (Arc<Group>, watch::Sender<Ending>)>;
+
 /// The streams in the lane.
 #[derive(Default)]
 pub(super) struct Lane {
-    streams: Mutex<HashMap<u64, (Arc<Group>, watch::Sender<Ending>)>>,
+    streams: Mutex<Open>,
     next: AtomicU64,
     draining: AtomicBool,
 }
@@ -81,7 +84,7 @@ impl Lane {
         Body::new(Received(receiver))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (Arc<Group>, watch::Sender<Ending>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -167,8 +170,8 @@ impl Stream {
                 Step::Reached => place,
                 Step::Wait => None,
             };
-            let ending = *self.endings.borrow_and_update();
-            let end = match ending {
+            let until = *self.endings.borrow_and_update();
+            let end = match until {
                 Ending::Revoked => {
                     self.send(wire::error("principal_removed")).await;
                     return;
@@ -177,8 +180,8 @@ impl Stream {
                 Ending::Never => None,
             };
             tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
-                changed = self.endings.changed() => if changed.is_err() { return },
+                alive = changes.changed() => if alive.is_err() { return },
+                alive = self.endings.changed() => if alive.is_err() { return },
                 () = self.sender.closed() => return,
                 () = sleep_until(end.unwrap_or(beat)), if end.is_some_and(|end| end <= beat) => {
                     self.common.metrics.drain_closed.inc();
@@ -197,13 +200,11 @@ impl Stream {
 
     /// `false` when the client has gone, or does not read.
     async fn send(&self, bytes: Bytes) -> bool {
-        match timeout(SLOW_DEADLINE, self.sender.send(bytes)).await {
-            Ok(outcome) => outcome.is_ok(),
-            Err(_) => {
-                self.common.metrics.slow_clients_cut.inc();
-                false
-            }
+        if let Ok(outcome) = timeout(SLOW_DEADLINE, self.sender.send(bytes)).await {
+            return outcome.is_ok();
         }
+        self.common.metrics.slow_clients_cut.inc();
+        false
     }
 }
 

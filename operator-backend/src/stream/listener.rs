@@ -125,7 +125,7 @@ impl Connection {
             Ok(Err(_)) => {}
             Err(_) => {
                 self.refuse(socket, StatusCode::REQUEST_TIMEOUT, "request_timeout")
-                    .await
+                    .await;
             }
         }
     }

@@ -128,7 +128,7 @@ mod tests {
         let mut wheel = Wheel::new(Duration::from_secs(1), start);
         wheel.sit(7);
         let mut due = 0;
-        wheel.turn(start + Duration::from_secs(3600), |_| due += 1);
+        wheel.turn(start + Duration::from_hours(1), |_| due += 1);
         assert_eq!(due, 1);
     }
 
