@@ -93,10 +93,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
     if is_ready(&app) {
         json(StatusCode::OK, &json!({ "ready": true }))
     } else {
-        json(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &json!({ "ready": false, "reason": "draining" }),
-        )
+        json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "reason": "draining" }))
     }
 }
 
@@ -121,11 +118,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
 fn authorise(app: &App, request: &Request) -> Result<(), ErrorAnswer> {
     let forbidden = |detail| Err(ErrorAnswer::new(StatusCode::FORBIDDEN, detail));
     let token = bearer_token(request.headers());
-    match app
-        .authenticator
-        .identities()
-        .is_control_token(token.unwrap_or_default())
-    {
+    match app.authenticator.identities().is_control_token(token.unwrap_or_default()) {
         Some(true) => Ok(()),
         Some(false) if token.is_none() => Err(ErrorAnswer::new(StatusCode::UNAUTHORIZED, "auth_required")),
         Some(false) => forbidden("invalid_token"),
@@ -141,10 +134,7 @@ async fn begin_drain(State(app): State<Arc<App>>, request: Request) -> Result<Re
     if app.drain.begin() {
         tracing::info!(streams = app.engine.streams(), "drain requested");
     }
-    Ok(json(
-        StatusCode::ACCEPTED,
-        &json!({ "draining": true, "streams": app.engine.streams() }),
-    ))
+    Ok(json(StatusCode::ACCEPTED, &json!({ "draining": true, "streams": app.engine.streams() })))
 }
 
 /// How many streams to shed.
@@ -166,10 +156,7 @@ async fn shed(
     };
     app.engine.shed(count, SHED_WINDOW);
     tracing::info!(count, streams = app.engine.streams(), "shedding streams");
-    Ok(json(
-        StatusCode::ACCEPTED,
-        &json!({ "shed": count, "streams": app.engine.streams() }),
-    ))
+    Ok(json(StatusCode::ACCEPTED, &json!({ "shed": count, "streams": app.engine.streams() })))
 }
 
 async fn cancel_drain(State(app): State<Arc<App>>, request: Request) -> Result<Response, ErrorAnswer> {
@@ -179,10 +166,7 @@ async fn cancel_drain(State(app): State<Arc<App>>, request: Request) -> Result<R
             if cancelled {
                 tracing::info!("drain cancelled");
             }
-            Ok(json(
-                StatusCode::OK,
-                &json!({ "draining": false, "streams": app.engine.streams() }),
-            ))
+            Ok(json(StatusCode::OK, &json!({ "draining": false, "streams": app.engine.streams() })))
         }
         Err(error) => Err(ErrorAnswer::new(StatusCode::CONFLICT, error.to_string())),
     }

@@ -23,11 +23,7 @@ impl ErrorAnswer {
     /// An error with a detail for programs (`auth_required`) or people (`severity: must be ...`).
     #[must_use]
     pub fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            detail: detail.into(),
-            retry_after: None,
-        }
+        Self { status, detail: detail.into(), retry_after: None }
     }
 
     /// Tells after how many seconds another try makes sense.
@@ -49,10 +45,7 @@ impl IntoResponse for ErrorAnswer {
         let mut response = json(self.status, &serde_json::json!({ "detail": self.detail }));
         let headers = response.headers_mut();
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(
-                header::WWW_AUTHENTICATE,
-                HeaderValue::from_static("Bearer realm=\"vx11\""),
-            );
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"vx11\""));
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -66,10 +59,7 @@ pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_string(body) {
         Ok(body) => json_text(status, body),
         // Our own types always serialise; should one not, the client learns that it is our fault.
-        Err(_) => json_text(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            r#"{"detail":"internal_error"}"#.to_owned(),
-        ),
+        Err(_) => json_text(StatusCode::INTERNAL_SERVER_ERROR, r#"{"detail":"internal_error"}"#.to_owned()),
     }
 }
 

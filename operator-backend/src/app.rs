@@ -95,15 +95,7 @@ impl App {
     /// An application of these parts.
     #[must_use]
     pub fn new(config: &Config, parts: Parts) -> Self {
-        let Parts {
-            authenticator,
-            tokens,
-            link,
-            events,
-            engine,
-            drain,
-            metrics,
-        } = parts;
+        let Parts { authenticator, tokens, link, events, engine, drain, metrics } = parts;
         let life = config.token.ttl_seconds;
         Self {
             instance_id: config.instance_id(),
@@ -144,21 +136,14 @@ impl App {
 
     fn client_address(&self, headers: &HeaderMap, extensions: &Extensions) -> IpAddr {
         let peer = extensions.get::<ConnectInfo<SocketAddr>>();
-        self.proxies.client(
-            peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip()),
-            headers,
-        )
+        self.proxies.client(peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip()), headers)
     }
 
     /// Takes one issuance from the buckets of the principal and of the client's address.
     fn limit_issuance(&self, principal: &Principal, request: &Request) -> Result<(), ErrorAnswer> {
         let by_address = || {
             let limiter = self.per_address.as_ref()?;
-            limiter
-                .take(address_key(
-                    self.client_address(request.headers(), request.extensions()),
-                ))
-                .err()
+            limiter.take(address_key(self.client_address(request.headers(), request.extensions()))).err()
         };
         let by_principal = || self.per_principal.as_ref()?.take(principal.clone()).err();
         match by_address().or_else(by_principal) {
@@ -201,9 +186,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
 
     let mut response = if method == Method::OPTIONS {
         let mut response = StatusCode::NO_CONTENT.into_response();
-        response
-            .headers_mut()
-            .insert(header::ALLOW, HeaderValue::from_static("GET, POST, OPTIONS"));
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, POST, OPTIONS"));
         if allow.is_some() {
             AllowedOrigins::preflight(response.headers_mut());
         }
@@ -221,9 +204,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         app.metrics.error_answered(status.as_u16());
     }
     app.origins.mark(allow, response.headers_mut());
-    response
-        .headers_mut()
-        .insert(CORRELATION_HEADER, correlation.header().clone());
+    response.headers_mut().insert(CORRELATION_HEADER, correlation.header().clone());
     // The route, not the path: a path is the client's own text and might carry a token.
     tracing::debug!(
         correlation_id = correlation.as_str(),

@@ -91,31 +91,21 @@ impl<'a> StreamCredentials<'a> {
                 .map(Cow::Owned),
             raw => raw.map(Cow::Borrowed),
         };
-        Self {
-            query_token,
-            header_token: header_token(headers),
-        }
+        Self { query_token, header_token: header_token(headers) }
     }
 }
 
 /// The principal token of a request: `X-VX11-Token`, else `Authorization: Bearer`.
 #[must_use]
 pub fn header_token(headers: &HeaderMap) -> Option<&[u8]> {
-    let direct = headers
-        .get(TOKEN_HEADER)
-        .map(|value| value.as_bytes().trim_ascii());
-    direct
-        .filter(|token| !token.is_empty())
-        .or_else(|| bearer_token(headers))
+    let direct = headers.get(TOKEN_HEADER).map(|value| value.as_bytes().trim_ascii());
+    direct.filter(|token| !token.is_empty()).or_else(|| bearer_token(headers))
 }
 
 /// The token of `Authorization: Bearer`, the scheme in any case.
 #[must_use]
 pub fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
-    let (scheme, token) = headers
-        .get(header::AUTHORIZATION)?
-        .as_bytes()
-        .split_at_checked(7)?;
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
     let token = token.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
 }
@@ -139,12 +129,7 @@ impl Authenticator {
         metrics: Arc<Metrics>,
         principal_in_query: bool,
     ) -> Self {
-        Self {
-            identities,
-            tokens,
-            metrics,
-            principal_in_query,
-        }
+        Self { identities, tokens, metrics, principal_in_query }
     }
 
     /// The identities in force: principals, signing keys, control token.
@@ -160,9 +145,7 @@ impl Authenticator {
     pub fn authorise_principal(&self, headers: &HeaderMap) -> Result<Principal, Denied> {
         let outcome = match header_token(headers) {
             None => Err(Denied::Missing),
-            Some(token) => self
-                .principal(token)
-                .ok_or(Denied::Invalid(AuthFailure::Principal)),
+            Some(token) => self.principal(token).ok_or(Denied::Invalid(AuthFailure::Principal)),
         };
         self.count(outcome)
     }
@@ -221,9 +204,7 @@ mod tests {
     use rstest::rstest;
 
     fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
-        list.iter()
-            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
-            .collect()
+        list.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
     }
 
     #[rstest]
@@ -251,9 +232,6 @@ mod tests {
     #[case("/s", None)]
     fn a_stream_token_comes_in_the_query(#[case] uri: &str, #[case] token: Option<&str>) {
         let (uri, headers): (Uri, _) = (uri.parse().unwrap(), HeaderMap::new());
-        assert_eq!(
-            StreamCredentials::of(&uri, &headers).query_token.as_deref(),
-            token
-        );
+        assert_eq!(StreamCredentials::of(&uri, &headers).query_token.as_deref(), token);
     }
 }

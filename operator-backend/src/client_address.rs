@@ -42,10 +42,7 @@ impl FromStr for Network {
         if prefix > bits {
             return Err(invalid());
         }
-        Ok(Self {
-            address: number(address),
-            prefix: prefix + offset,
-        })
+        Ok(Self { address: number(address), prefix: prefix + offset })
     }
 }
 
@@ -84,12 +81,7 @@ impl TrustedProxies {
         }
         let mut client = peer;
         let values: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
-        for entry in values
-            .iter()
-            .rev()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|v| v.rsplit(','))
-        {
+        for entry in values.iter().rev().filter_map(|value| value.to_str().ok()).flat_map(|v| v.rsplit(',')) {
             let Ok(address) = entry.trim().parse::<IpAddr>() else {
                 break;
             };
@@ -133,10 +125,7 @@ mod tests {
             headers.insert("x-forwarded-for", forwarded.parse().unwrap());
         }
         let trusted: TrustedProxies = trusted.parse().unwrap();
-        assert_eq!(
-            trusted.client(peer.parse().unwrap(), &headers),
-            client.parse::<IpAddr>().unwrap()
-        );
+        assert_eq!(trusted.client(peer.parse().unwrap(), &headers), client.parse::<IpAddr>().unwrap());
     }
 
     #[rstest]

@@ -70,30 +70,16 @@ pub struct RedisConfig {
     #[arg(id = "redis_host", long = "redis-host", env = "REDIS_HOST")]
     pub host: Option<String>,
     /// Port of Redis.
-    #[arg(
-        id = "redis_port",
-        long = "redis-port",
-        env = "REDIS_PORT",
-        default_value_t = 6379
-    )]
+    #[arg(id = "redis_port", long = "redis-port", env = "REDIS_PORT", default_value_t = 6379)]
     pub port: u16,
     /// Database number for tokens and events.
     #[arg(id = "redis_db", long = "redis-db", env = "REDIS_DB", default_value_t = 1)]
     pub database: u16,
     /// Password of Redis. Prefer the file: it is read again at every reconnect.
-    #[arg(
-        id = "redis_password",
-        long = "redis-password",
-        env = "REDIS_PASSWORD",
-        hide_env_values = true
-    )]
+    #[arg(id = "redis_password", long = "redis-password", env = "REDIS_PASSWORD", hide_env_values = true)]
     pub password: Option<SecretArg>,
     /// File with the password of Redis, read again at every reconnect; wins over the password itself.
-    #[arg(
-        id = "redis_password_file",
-        long = "redis-password-file",
-        env = "REDIS_PASSWORD_FILE"
-    )]
+    #[arg(id = "redis_password_file", long = "redis-password-file", env = "REDIS_PASSWORD_FILE")]
     pub password_file: Option<PathBuf>,
 }
 
@@ -214,10 +200,7 @@ impl RedisConfig {
     /// Host of Redis, `None` when this instance runs alone.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
-        self.host
-            .as_deref()
-            .map(str::trim)
-            .filter(|host| !host.is_empty())
+        self.host.as_deref().map(str::trim).filter(|host| !host.is_empty())
     }
 }
 
@@ -301,19 +284,14 @@ mod tests {
 
     #[test]
     fn an_empty_variable_counts_as_absent() {
-        let config = Config::from_flags(["--redis-host", "", "--principal-token", " "])
-            .ok()
-            .unwrap();
+        let config = Config::from_flags(["--redis-host", "", "--principal-token", " "]).ok().unwrap();
         assert!(config.redis.host().is_none());
         assert!(secret(config.auth.principal_token.as_ref()).is_none());
     }
 
     #[test]
     fn out_of_range_names_the_flag() {
-        let message = Config::from_flags(["--token-ttl", "0"])
-            .err()
-            .unwrap()
-            .to_string();
+        let message = Config::from_flags(["--token-ttl", "0"]).err().unwrap().to_string();
         assert!(message.contains("--token-ttl"), "{message}");
     }
 }

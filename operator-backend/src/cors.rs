@@ -25,22 +25,14 @@ impl FromStr for AllowedOrigins {
     type Err = InvalidOrigin;
 
     fn from_str(text: &str) -> Result<Self, InvalidOrigin> {
-        let parts: Vec<&str> = text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .collect();
+        let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
         if parts.is_empty() {
             return Ok(Self::None);
         }
         if parts.contains(&"*") {
             return Ok(Self::Any);
         }
-        parts
-            .into_iter()
-            .map(origin)
-            .collect::<Result<_, _>>()
-            .map(Self::List)
+        parts.into_iter().map(origin).collect::<Result<_, _>>().map(Self::List)
     }
 }
 
@@ -48,10 +40,7 @@ fn origin(text: &str) -> Result<String, InvalidOrigin> {
     let invalid = || InvalidOrigin(text.to_owned());
     let (scheme, host) = text.split_once("://").ok_or_else(invalid)?;
     let fine = |part: &str, more: &str| {
-        !part.is_empty()
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+        !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
     };
     if fine(scheme, "+-.") && fine(host, "-._:[]") {
         // Browsers send scheme and host in lower case.
@@ -69,10 +58,9 @@ impl AllowedOrigins {
         match self {
             Self::None => None,
             Self::Any => Some(HeaderValue::from_static("*")),
-            Self::List(list) => list
-                .iter()
-                .any(|allowed| allowed.as_bytes() == origin.as_bytes())
-                .then(|| origin.clone()),
+            Self::List(list) => {
+                list.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()).then(|| origin.clone())
+            }
         }
     }
 
@@ -99,10 +87,7 @@ impl AllowedOrigins {
     /// Adds what answers a preflight of an allowed origin. Tokens travel in headers or the query,
     /// never in cookies, so credentials are not allowed.
     pub fn preflight(answer: &mut HeaderMap) {
-        answer.insert(
-            header::ACCESS_CONTROL_ALLOW_METHODS,
-            HeaderValue::from_static("GET, POST, OPTIONS"),
-        );
+        answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
         answer.insert(
             header::ACCESS_CONTROL_ALLOW_HEADERS,
             HeaderValue::from_static(
@@ -148,9 +133,6 @@ mod tests {
     #[case("https://a.example/path")]
     #[case("https://")]
     fn what_is_no_origin_is_named(#[case] list: &str) {
-        assert_eq!(
-            list.parse::<AllowedOrigins>(),
-            Err(InvalidOrigin(list.to_owned()))
-        );
+        assert_eq!(list.parse::<AllowedOrigins>(), Err(InvalidOrigin(list.to_owned())));
     }
 }

@@ -34,10 +34,7 @@ impl Drain {
     /// A state that begins at [`Phase::Serving`].
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            phase: Arc::new(watch::Sender::new(Phase::Serving)),
-            terminating: Arc::default(),
-        }
+        Self { phase: Arc::new(watch::Sender::new(Phase::Serving)), terminating: Arc::default() }
     }
 
     /// The state now.

@@ -38,11 +38,7 @@ impl<K: Eq + Hash> RateLimiter<K> {
             overflow: Duration::ZERO,
             next_sweep: Duration::ZERO,
         });
-        Some(Self {
-            interval,
-            start: Instant::now(),
-            state,
-        })
+        Some(Self { interval, start: Instant::now(), state })
     }
 
     /// Takes one from the bucket of `key`.
@@ -55,11 +51,7 @@ impl<K: Eq + Hash> RateLimiter<K> {
 
     fn take_at(&self, key: K, now: Duration) -> Result<(), Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State {
-            full_again,
-            overflow,
-            next_sweep,
-        } = &mut *state;
+        let State { full_again, overflow, next_sweep } = &mut *state;
         let mut crowded = full_again.len() >= MOST_KEYS && !full_again.contains_key(&key);
         if crowded && now >= *next_sweep {
             // A sweep looks at every key, so a flood must not make it run for each request.
@@ -67,11 +59,7 @@ impl<K: Eq + Hash> RateLimiter<K> {
             full_again.retain(|_, moment| *moment > now);
             crowded = full_again.len() >= MOST_KEYS;
         }
-        let bucket = if crowded {
-            overflow
-        } else {
-            full_again.entry(key).or_default()
-        };
+        let bucket = if crowded { overflow } else { full_again.entry(key).or_default() };
         // A full bucket holds one second's worth.
         let next = (*bucket).max(now) + self.interval;
         match next.checked_sub(now + Duration::from_secs(1).max(self.interval)) {
@@ -114,10 +102,7 @@ mod tests {
     fn a_bucket_gives_its_burst_then_its_rate() {
         let limiter = RateLimiter::new(10).unwrap();
         let at = Duration::from_millis;
-        assert_eq!(
-            (0..20).filter(|_| limiter.take_at("a", at(0)).is_ok()).count(),
-            10
-        );
+        assert_eq!((0..20).filter(|_| limiter.take_at("a", at(0)).is_ok()).count(), 10);
         assert_eq!(limiter.take_at("a", at(0)), Err(at(100)));
         assert_eq!(limiter.take_at("a", at(99)), Err(at(1)));
         assert_eq!(limiter.take_at("a", at(100)), Ok(()));
@@ -127,9 +112,8 @@ mod tests {
     #[test]
     fn memory_is_bounded_and_a_flood_limits_itself() {
         let limiter = RateLimiter::new(1).unwrap();
-        let granted = (0..MOST_KEYS + 1000)
-            .filter(|key| limiter.take_at(*key, Duration::ZERO).is_ok())
-            .count();
+        let granted =
+            (0..MOST_KEYS + 1000).filter(|key| limiter.take_at(*key, Duration::ZERO).is_ok()).count();
         assert_eq!(granted, MOST_KEYS + 1);
         assert_eq!(limiter.state.lock().unwrap().full_again.len(), MOST_KEYS);
         // An idle second later the room is free again.

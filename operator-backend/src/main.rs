@@ -65,13 +65,7 @@ async fn run(config: Config) -> Result<(), Failure> {
     tokio::spawn(identities.clone().follow(config.auth.clone()));
 
     let link = RedisLink::new(&config.redis, clock.clone(), Arc::clone(&metrics));
-    let tokens = Tokens::new(
-        &config.token,
-        identities.clone(),
-        clock,
-        link.clone(),
-        Arc::clone(&metrics),
-    );
+    let tokens = Tokens::new(&config.token, identities.clone(), clock, link.clone(), Arc::clone(&metrics));
     if let Some(link) = &link {
         let replayed = tokens.clone();
         tokio::spawn(link.clone().supervise(move || replayed.replay()));
@@ -80,12 +74,7 @@ async fn run(config: Config) -> Result<(), Failure> {
     let in_query = config.auth.accept_principal_token_in_query;
     let authenticator = Authenticator::new(identities, tokens.clone(), Arc::clone(&metrics), in_query);
     let events = EventLog::new(&config, link.clone());
-    let engine = Engine::start(
-        &config,
-        authenticator.clone(),
-        events.clone(),
-        Arc::clone(&metrics),
-    );
+    let engine = Engine::start(&config, authenticator.clone(), events.clone(), Arc::clone(&metrics));
 
     let public = listen(config.listen)?;
     let admin = listen(config.admin_listen)?;
@@ -108,34 +97,16 @@ async fn run(config: Config) -> Result<(), Failure> {
         "serving"
     );
 
-    tokio::spawn(admin::serve(
-        admin,
-        admin::router(Arc::clone(&app)),
-        drain.clone(),
-    ));
+    tokio::spawn(admin::serve(admin, admin::router(Arc::clone(&app)), drain.clone()));
     let window = config.stream.drain_window();
-    tokio::spawn(follow_drain(
-        drain.clone(),
-        engine.clone(),
-        Arc::clone(&metrics),
-        window,
-    ));
+    tokio::spawn(follow_drain(drain.clone(), engine.clone(), Arc::clone(&metrics), window));
     let stopped = drain.clone();
-    let public = tokio::spawn(stream::serve(
-        public,
-        app::router(app),
-        engine.clone(),
-        async move {
-            stopped.stopped().await;
-        },
-    ));
+    let public = tokio::spawn(stream::serve(public, app::router(app), engine.clone(), async move {
+        stopped.stopped().await;
+    }));
 
     signals.next().await;
-    tracing::info!(
-        streams = engine.streams(),
-        seconds = window.as_secs(),
-        "ending: draining"
-    );
+    tracing::info!(streams = engine.streams(), seconds = window.as_secs(), "ending: draining");
     drain.terminate();
     tokio::select! {
         drained = timeout(window + DRAIN_GRACE, engine.drained()) => {
@@ -167,15 +138,9 @@ async fn follow_drain(drain: Drain, engine: Engine, metrics: Arc<Metrics>, windo
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    socket
-        .bind(address)
-        .map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    socket.bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
     Ok(socket.listen(BACKLOG)?)
 }
 
@@ -187,10 +152,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, std::io::Error> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     async fn next(&mut self) {

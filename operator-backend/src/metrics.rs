@@ -154,18 +154,12 @@ macro_rules! family {
 impl Metrics {
     /// Fresh families, all zero.
     #[must_use]
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one line of help for each family, nothing else"
-    )]
+    #[expect(clippy::too_many_lines, reason = "one line of help for each family, nothing else")]
     pub fn new() -> Self {
         let mut r = Registry::default();
-        let milliseconds = [
-            0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 500.0, 1000.0,
-        ];
-        let seconds = [
-            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-        ];
+        let milliseconds = [0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
+        let seconds =
+            [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
         let metrics = Self {
             tokens_issued: family!(
                 r,
@@ -252,18 +246,8 @@ impl Metrics {
                 "vx11_redis_failures",
                 "Failed Redis commands, by reason"
             ),
-            draining: family!(
-                r,
-                Gauge::default(),
-                "vx11_draining",
-                "1 while this instance drains"
-            ),
-            streams_open: family!(
-                r,
-                Gauge::default(),
-                "vx11_sse_streams_open",
-                "Streams that are open now"
-            ),
+            draining: family!(r, Gauge::default(), "vx11_draining", "1 while this instance drains"),
+            streams_open: family!(r, Gauge::default(), "vx11_sse_streams_open", "Streams that are open now"),
             streams_opened: family!(
                 r,
                 Counter::default(),
@@ -282,12 +266,7 @@ impl Metrics {
                 "vx11_events_publish_errors",
                 "Publish requests that failed"
             ),
-            deliveries: family!(
-                r,
-                Counter::default(),
-                "vx11_sse_deliveries",
-                "Events written to streams"
-            ),
+            deliveries: family!(r, Counter::default(), "vx11_sse_deliveries", "Events written to streams"),
             delivery_lag: family!(
                 r,
                 Histogram::new(seconds),
@@ -295,12 +274,7 @@ impl Metrics {
                 "From an event's publication to its delivery here, seconds"
             ),
             gaps: family!(r, Counter::default(), "vx11_sse_gaps", "Gaps told to clients"),
-            resumes: family!(
-                r,
-                Counter::default(),
-                "vx11_sse_resumes",
-                "Streams resumed after a cursor"
-            ),
+            resumes: family!(r, Counter::default(), "vx11_sse_resumes", "Streams resumed after a cursor"),
             slow_clients_cut: family!(
                 r,
                 Counter::default(),

@@ -173,12 +173,7 @@ impl RedisLink {
     /// Resolves when the link is up, which may be at once.
     pub async fn wait_up(&self) {
         // The sender lives as long as self.
-        let _ = self
-            .0
-            .state
-            .subscribe()
-            .wait_for(|state| matches!(state, State::Up(_)))
-            .await;
+        let _ = self.0.state.subscribe().wait_for(|state| matches!(state, State::Up(_))).await;
     }
 
     /// Whether commands go through, after waiting for the end of an outage that is younger than
@@ -276,10 +271,7 @@ impl RedisLink {
     fn trip(&self, generation: u64, reason: &str) {
         let tripped = self.0.state.send_if_modified(|state| match state {
             State::Up(up) if up.generation == generation => {
-                *state = State::Down {
-                    reason: reason.to_owned(),
-                    since: Instant::now(),
-                };
+                *state = State::Down { reason: reason.to_owned(), since: Instant::now() };
                 true
             }
             _ => false,
@@ -296,9 +288,7 @@ impl RedisLink {
 /// A field of an INFO answer.
 #[must_use]
 pub fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-        .map(str::trim)
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
 #[cfg(test)]
@@ -307,9 +297,7 @@ mod tests {
     use crate::config::Config;
 
     fn link() -> RedisLink {
-        let config = Config::from_flags(["--redis-host", "127.0.0.1", "--redis-port", "1"])
-            .ok()
-            .unwrap();
+        let config = Config::from_flags(["--redis-host", "127.0.0.1", "--redis-port", "1"]).ok().unwrap();
         RedisLink::new(&config.redis, ClusterClock::new(), Arc::new(Metrics::new())).unwrap()
     }
 

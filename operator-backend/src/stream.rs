@@ -88,10 +88,7 @@ impl Engine {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             count => count,
         };
-        #[expect(
-            clippy::expect_used,
-            reason = "documented: without a shard there is nothing to serve"
-        )]
+        #[expect(clippy::expect_used, reason = "documented: without a shard there is nothing to serve")]
         let shards: Vec<Handle> = (0..count)
             .map(|number| Handle::start(number, Arc::clone(&common)).expect("a thread and a poll descriptor"))
             .collect();
@@ -101,10 +98,7 @@ impl Engine {
         let door = Door {
             authenticator,
             quota: Arc::new(Quota::new(&config.limits, metrics.streams_open.clone())),
-            groups: Groups::new(Signer {
-                keys,
-                window: config.stream.resume_window_seconds,
-            }),
+            groups: Groups::new(Signer { keys, window: config.stream.resume_window_seconds }),
             proxies: config.auth.trusted_proxies.clone(),
             metrics,
             retry: config.stream.retry_milliseconds,
@@ -227,13 +221,7 @@ impl Engine {
         let (group, permit, beginning, feed) = self.begin(admitted, head, correlation);
         let turn = self.0.next_shard.fetch_add(1, Ordering::Relaxed);
         if let Some(shard) = self.0.shards.get(turn % self.0.shards.len().max(1)) {
-            shard.send(Command::Join(Box::new(Join {
-                socket,
-                group,
-                permit,
-                beginning,
-                feed,
-            })));
+            shard.send(Command::Join(Box::new(Join { socket, group, permit, beginning, feed })));
         }
     }
 
@@ -244,11 +232,7 @@ impl Engine {
         mut out: Vec<u8>,
         correlation: &str,
     ) -> (Arc<group::Group>, Permit, Bytes, Feed) {
-        let Admitted {
-            group,
-            permit,
-            resume,
-        } = admitted;
+        let Admitted { group, permit, resume } = admitted;
         let begin = group.begin(&self.0.common.mirror);
         let (id_line, feed) = match (resume, begin.place) {
             // Its own cursor stays in force until it has been told what came after it.

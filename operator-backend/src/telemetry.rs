@@ -32,9 +32,6 @@ pub fn start(filter: &str) -> Result<(), TelemetryError> {
         .with_timer(Utc)
         .with_current_span(false)
         .with_span_list(false);
-    tracing_subscriber::registry()
-        .with(EnvFilter::try_new(filter)?)
-        .with(lines)
-        .try_init()?;
+    tracing_subscriber::registry().with(EnvFilter::try_new(filter)?).with(lines).try_init()?;
     Ok(())
 }

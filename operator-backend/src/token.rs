@@ -138,10 +138,7 @@ impl Tokens {
         let stored = match &inner.store {
             Store::Redis(store) => {
                 let stored = inner.issue_stored(store, principal, now).await;
-                inner
-                    .metrics
-                    .tokens_issued_unstored
-                    .inc_by(u64::from(stored.is_none()));
+                inner.metrics.tokens_issued_unstored.inc_by(u64::from(stored.is_none()));
                 stored
             }
             Store::Memory => None,
@@ -157,10 +154,7 @@ impl Tokens {
                 *first = Some(token);
             }
         }
-        inner
-            .metrics
-            .token_issue_latency
-            .observe(begun.elapsed().as_secs_f64() * 1000.0);
+        inner.metrics.token_issue_latency.observe(begun.elapsed().as_secs_f64() * 1000.0);
         token
     }
 
@@ -179,11 +173,7 @@ impl Tokens {
                 Verdict::Unsigned => None,
             }
         };
-        if inner.single_use {
-            inner.redeem(token, claims).await
-        } else {
-            inner.look_up(token, claims).await
-        }
+        if inner.single_use { inner.redeem(token, claims).await } else { inner.look_up(token, claims).await }
     }
 
     /// Number of tokens issued since the start.
@@ -197,10 +187,7 @@ impl Tokens {
         let live = self.0.live.count(self.0.clock.now());
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.0.metrics.token_cache_entries.set(gauge(live));
-        self.0
-            .metrics
-            .token_cache_bytes
-            .set(gauge(live.saturating_mul(BYTES_PER_TOKEN)));
+        self.0.metrics.token_cache_bytes.set(gauge(live.saturating_mul(BYTES_PER_TOKEN)));
     }
 
     /// State of the store, at a cost that does not depend on how many tokens there are.
@@ -208,21 +195,14 @@ impl Tokens {
         let inner = &*self.0;
         let issued_here = inner.live.count(inner.clock.now());
         let latest = *inner.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        let sample_tokens = latest
-            .into_iter()
-            .flatten()
-            .map(|token| token.fingerprint().to_string())
-            .collect();
+        let sample_tokens =
+            latest.into_iter().flatten().map(|token| token.fingerprint().to_string()).collect();
         let shared = match &inner.store {
             Store::Redis(store) => store.stats().await.ok(),
             Store::Memory => None,
         };
         CacheStats {
-            backend: if shared.is_some() {
-                "redis"
-            } else {
-                "fallback-memory"
-            },
+            backend: if shared.is_some() { "redis" } else { "fallback-memory" },
             cache_size: shared.as_ref().map_or(issued_here, |shared| shared.expiring_keys),
             cache_size_is_estimate: shared.is_some(),
             issued_here,
@@ -243,14 +223,7 @@ impl Tokens {
 impl Inner {
     fn sign(&self, principal: &Principal, now: i64, stored: bool) -> TokenId {
         let keys = self.identities.keys().load();
-        signed::issue(
-            &keys.current,
-            &self.nonces,
-            principal,
-            now,
-            self.life_milliseconds,
-            stored,
-        )
+        signed::issue(&keys.current, &self.nonces, principal, now, self.life_milliseconds, stored)
     }
 
     async fn issue_stored(&self, store: &RedisStore, principal: &Principal, now: i64) -> Option<TokenId> {
@@ -258,10 +231,7 @@ impl Inner {
             return None;
         }
         let token = self.sign(principal, now, true);
-        store
-            .put(token, principal, self.life_milliseconds / 1000)
-            .await
-            .ok()?;
+        store.put(token, principal, self.life_milliseconds / 1000).await.ok()?;
         Some(token)
     }
 
@@ -272,9 +242,7 @@ impl Inner {
         {
             match found {
                 Some(name) => return self.agree(&name, claims),
-                None if claims
-                    .as_ref()
-                    .is_some_and(|claims| self.may_have_been_lost(store, claims)) => {}
+                None if claims.as_ref().is_some_and(|claims| self.may_have_been_lost(store, claims)) => {}
                 None => return Err(AuthFailure::Unknown),
             }
         }
@@ -297,11 +265,7 @@ impl Inner {
                 Some(claims) if !claims.stored => {
                     let remaining = claims.expires - self.clock.now();
                     if let Ok(first) = store.mark_used(token, remaining).await {
-                        return if first {
-                            Ok(claims.principal.clone())
-                        } else {
-                            Err(AuthFailure::Used)
-                        };
+                        return if first { Ok(claims.principal.clone()) } else { Err(AuthFailure::Used) };
                     }
                 }
                 _ => {

@@ -58,9 +58,7 @@ async fn without_a_token_401_and_with_a_wrong_one_403(#[case] method: &str, #[ca
     let backend = Backend::alone(&[]);
     let none = backend.request(method, path, &[], "{}").await;
     assert_eq!((none.status, none.detail().as_str()), (401, "auth_required"));
-    let wrong = backend
-        .request(method, path, &[("x-vx11-token", "wrong-token-x")], "{}")
-        .await;
+    let wrong = backend.request(method, path, &[("x-vx11-token", "wrong-token-x")], "{}").await;
     assert_eq!((wrong.status, wrong.detail().as_str()), (403, "invalid_token"));
     backend.keep_secret("wrong-token-x");
     assert!(none.headers.contains_key("x-correlation-id") && wrong.headers.contains_key("x-correlation-id"));
@@ -83,10 +81,8 @@ async fn a_stream_with_a_wrong_ephemeral_token_is_403(#[case] token: &str) {
 #[tokio::test]
 async fn an_ephemeral_token_opens_streams_until_it_expires() {
     let redis = RedisServer::start();
-    for backend in [
-        Backend::alone(&["--token-ttl", "1"]),
-        Backend::with_redis(&redis, &["--token-ttl", "1"]),
-    ] {
+    for backend in [Backend::alone(&["--token-ttl", "1"]), Backend::with_redis(&redis, &["--token-ttl", "1"])]
+    {
         let token = backend.token().await;
         assert_eq!(backend.redeem(&token).await, 200);
         assert_eq!(backend.redeem(&token).await, 200);
@@ -110,16 +106,9 @@ async fn a_principal_token_opens_a_stream_in_the_header_and_in_the_query_only_by
 async fn a_stream_begins_with_retry_and_snapshot() {
     let backend = Backend::alone(&[]);
     let token = backend.token().await;
-    let mut stream = backend
-        .stream(&format!("{STREAM}?token={token}&follow=true"), &[])
-        .await;
+    let mut stream = backend.stream(&format!("{STREAM}?token={token}&follow=true"), &[]).await;
     assert_eq!(stream.status, 200);
-    let header = |name: &str| {
-        stream
-            .headers
-            .get(name)
-            .map(|value| value.to_str().unwrap().to_owned())
-    };
+    let header = |name: &str| stream.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
     assert!(header("content-type").unwrap().starts_with("text/event-stream"));
     assert_eq!(header("cache-control").unwrap(), "no-store, no-transform");
     assert_eq!(header("x-accel-buffering").unwrap(), "no");
@@ -137,9 +126,7 @@ async fn a_published_event_reaches_the_stream() {
         let mut stream = backend.stream(&format!("{STREAM}?token={token}"), &[]).await;
         stream.until("event: snapshot", SECOND).await;
         let body = r#"{"event":"greeting","topic":"news","data":{"text":"hello 42"}}"#;
-        let answer = backend
-            .post(PUBLISH, &[AUTH, ("content-type", "application/json")], body)
-            .await;
+        let answer = backend.post(PUBLISH, &[AUTH, ("content-type", "application/json")], body).await;
         assert_eq!(answer.status, 202, "{}", answer.text());
         assert!(answer.json()["id"].is_string());
         let event = stream.until("hello 42", SECOND).await;
@@ -153,9 +140,7 @@ async fn publishing_twice_with_one_idempotency_key_publishes_once() {
     let redis = RedisServer::start();
     for backend in [Backend::alone(&[]), Backend::with_redis(&redis, &[])] {
         let publish = async || {
-            let answer = backend
-                .post(PUBLISH, &[AUTH, ("idempotency-key", "key-1")], r#"{"data":1}"#)
-                .await;
+            let answer = backend.post(PUBLISH, &[AUTH, ("idempotency-key", "key-1")], r#"{"data":1}"#).await;
             assert_eq!(answer.status, 202, "{}", answer.text());
             answer.json()["id"].clone()
         };
@@ -177,29 +162,15 @@ async fn an_invalid_event_is_422_and_names_the_field(#[case] body: &'static str,
     let backend = Backend::alone(&[]);
     let answer = backend.post(PUBLISH, &[AUTH], body).await;
     assert_eq!(answer.status, 422, "{}", answer.text());
-    assert!(
-        answer.detail().contains(field),
-        "{} should name {field:?}",
-        answer.detail()
-    );
+    assert!(answer.detail().contains(field), "{} should name {field:?}", answer.detail());
 }
 
 #[tokio::test]
 async fn an_invalid_idempotency_key_is_422_and_named() {
     let backend = Backend::alone(&[]);
-    let answer = backend
-        .post(
-            PUBLISH,
-            &[AUTH, ("idempotency-key", "has space")],
-            r#"{"data":1}"#,
-        )
-        .await;
+    let answer = backend.post(PUBLISH, &[AUTH, ("idempotency-key", "has space")], r#"{"data":1}"#).await;
     assert_eq!(answer.status, 422);
-    assert!(
-        answer.detail().starts_with("Idempotency-Key"),
-        "{}",
-        answer.detail()
-    );
+    assert!(answer.detail().starts_with("Idempotency-Key"), "{}", answer.detail());
 }
 
 #[tokio::test]
@@ -212,10 +183,7 @@ async fn a_body_over_64_kib_is_413_and_one_of_64_kib_is_not() {
     let answer = backend.post(PUBLISH, &[AUTH], body(64 * 1024)).await;
     assert_eq!(answer.status, 202, "{}", answer.text());
     let answer = backend.post(PUBLISH, &[AUTH], body(64 * 1024 + 1)).await;
-    assert_eq!(
-        (answer.status, answer.detail().as_str()),
-        (413, "payload_too_large")
-    );
+    assert_eq!((answer.status, answer.detail().as_str()), (413, "payload_too_large"));
 }
 
 #[tokio::test]
@@ -224,38 +192,21 @@ async fn issuing_too_fast_is_429_with_retry_after_for_a_principal_and_for_an_add
         let backend = Backend::alone(&[flag, "2"]);
         let answers = futures::future::join_all((0..5).map(|_| backend.get(TOKEN, &[AUTH]))).await;
         let refused: Vec<_> = answers.iter().filter(|answer| answer.status == 429).collect();
-        assert!(
-            (2..=3).contains(&refused.len()),
-            "{flag}: {} of 5 were refused",
-            refused.len()
-        );
+        assert!((2..=3).contains(&refused.len()), "{flag}: {} of 5 were refused", refused.len());
         for answer in &refused {
             assert_eq!(answer.detail(), "rate_limited");
             assert_eq!(answer.header("retry-after"), Some("1"));
         }
-        eventually("issuing goes on", SECOND, async || {
-            backend.get(TOKEN, &[AUTH]).await.status == 200
-        })
-        .await;
+        eventually("issuing goes on", SECOND, async || backend.get(TOKEN, &[AUTH]).await.status == 200).await;
         assert!(backend.metric("vx11_rate_limited_total").await >= 2.0);
     }
 }
 
 #[tokio::test]
 async fn addresses_behind_a_trusted_proxy_are_limited_each_for_itself() {
-    let flags = [
-        "--issue-rate-per-address",
-        "1",
-        "--trusted-proxies",
-        "127.0.0.0/8",
-    ];
+    let flags = ["--issue-rate-per-address", "1", "--trusted-proxies", "127.0.0.0/8"];
     let backend = Backend::alone(&flags);
-    let from = async |address: &str| {
-        backend
-            .get(TOKEN, &[AUTH, ("x-forwarded-for", address)])
-            .await
-            .status
-    };
+    let from = async |address: &str| backend.get(TOKEN, &[AUTH, ("x-forwarded-for", address)]).await.status;
     assert_eq!(from("198.51.100.1").await, 200);
     assert_eq!(from("198.51.100.2").await, 200);
     assert_eq!(from("198.51.100.1").await, 429);
@@ -264,21 +215,11 @@ async fn addresses_behind_a_trusted_proxy_are_limited_each_for_itself() {
 #[tokio::test]
 async fn every_answer_carries_a_correlation_id() {
     let backend = Backend::alone(&[]);
-    for (method, path) in [
-        ("GET", "/health"),
-        ("GET", "/nope"),
-        ("DELETE", "/health"),
-        ("OPTIONS", STREAM),
-        ("POST", TOKEN),
-    ] {
-        let answer = backend
-            .request(method, path, &[("x-correlation-id", "mine-1")], "")
-            .await;
-        assert_eq!(
-            answer.header("x-correlation-id"),
-            Some("mine-1"),
-            "{method} {path}"
-        );
+    for (method, path) in
+        [("GET", "/health"), ("GET", "/nope"), ("DELETE", "/health"), ("OPTIONS", STREAM), ("POST", TOKEN)]
+    {
+        let answer = backend.request(method, path, &[("x-correlation-id", "mine-1")], "").await;
+        assert_eq!(answer.header("x-correlation-id"), Some("mine-1"), "{method} {path}");
         let answer = backend.request(method, path, &[], "").await;
         let id = answer.header("x-correlation-id").unwrap();
         assert!(uuid::Uuid::parse_str(id).is_ok(), "{id}");
@@ -291,10 +232,7 @@ async fn unknown_paths_are_404_and_wrong_methods_405_both_in_json() {
     let answer = backend.get("/nope", &[]).await;
     assert_eq!((answer.status, answer.detail().as_str()), (404, "not_found"));
     let answer = backend.request("DELETE", TOKEN, &[AUTH], "").await;
-    assert_eq!(
-        (answer.status, answer.detail().as_str()),
-        (405, "method_not_allowed")
-    );
+    assert_eq!((answer.status, answer.detail().as_str()), (405, "method_not_allowed"));
 }
 
 #[tokio::test]
@@ -305,18 +243,9 @@ async fn health_is_ok_and_degraded_with_a_reason_when_redis_is_away() {
         let answer = backend.get(path, &[]).await;
         assert_eq!(answer.status, 200);
         let body = answer.json();
-        assert_eq!(
-            (&body["status"], &body["service"]),
-            (&json!("ok"), &json!("operator_backend"))
-        );
+        assert_eq!((&body["status"], &body["service"]), (&json!("ok"), &json!("operator_backend")));
         assert_eq!(body["version"], json!(env!("CARGO_PKG_VERSION")));
-        assert!(
-            body["timestamp"]
-                .as_str()
-                .unwrap()
-                .parse::<jiff::Timestamp>()
-                .is_ok()
-        );
+        assert!(body["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
     }
     redis.kill();
     eventually("health says degraded", SECOND, async || {
@@ -341,27 +270,20 @@ async fn a_wrong_redis_password_is_named_in_health_and_a_corrected_file_is_enoug
     backend.keep_secret("redis-password-of-the-tests");
     backend.keep_secret("wrong-password");
     eventually("health names the password", SECOND, async || {
-        backend
-            .get("/health", &[])
-            .await
-            .text()
-            .contains("REDIS_PASSWORD_FILE")
+        backend.get("/health", &[]).await.text().contains("REDIS_PASSWORD_FILE")
     })
     .await;
     directory.write("password", "redis-password-of-the-tests\n");
-    eventually("health says ok", SECOND, async || {
-        backend.get("/health", &[]).await.json()["status"] == "ok"
-    })
-    .await;
+    eventually("health says ok", SECOND, async || backend.get("/health", &[]).await.json()["status"] == "ok")
+        .await;
 }
 
 #[tokio::test]
 async fn cache_stats_count_live_tokens_and_show_none_of_them() {
     let redis = RedisServer::start();
-    for (backend, kind) in [
-        (Backend::alone(&[]), "fallback-memory"),
-        (Backend::with_redis(&redis, &[]), "redis"),
-    ] {
+    for (backend, kind) in
+        [(Backend::alone(&[]), "fallback-memory"), (Backend::with_redis(&redis, &[]), "redis")]
+    {
         let mut tokens = Vec::new();
         for _ in 0..7 {
             tokens.push(backend.token().await);
@@ -377,11 +299,7 @@ async fn cache_stats_count_live_tokens_and_show_none_of_them() {
         assert_eq!(body["sample_tokens"].as_array().unwrap().len(), 5);
         for token in &tokens {
             assert!(!answer.text().contains(token));
-            assert!(
-                !token
-                    .split('-')
-                    .any(|part| part.len() > 4 && answer.text().contains(part))
-            );
+            assert!(!token.split('-').any(|part| part.len() > 4 && answer.text().contains(part)));
         }
     }
 }
@@ -410,44 +328,19 @@ async fn pages_of_allowed_origins_may_call_and_others_may_not() {
     let asks = ("access-control-request-method", "POST");
     let preflight = backend.request("OPTIONS", TOKEN, &[allowed, asks], "").await;
     assert_eq!(preflight.status, 204);
-    assert_eq!(
-        preflight.header("access-control-allow-origin"),
-        Some("https://app.example")
-    );
-    assert!(
-        preflight
-            .header("access-control-allow-methods")
-            .unwrap()
-            .contains("POST")
-    );
-    assert!(
-        preflight
-            .header("access-control-allow-headers")
-            .unwrap()
-            .contains("X-VX11-Token")
-    );
+    assert_eq!(preflight.header("access-control-allow-origin"), Some("https://app.example"));
+    assert!(preflight.header("access-control-allow-methods").unwrap().contains("POST"));
+    assert!(preflight.header("access-control-allow-headers").unwrap().contains("X-VX11-Token"));
 
     let call = backend.get(TOKEN, &[AUTH, allowed]).await;
-    assert_eq!(
-        call.header("access-control-allow-origin"),
-        Some("https://app.example")
-    );
+    assert_eq!(call.header("access-control-allow-origin"), Some("https://app.example"));
     assert!(call.header("vary").unwrap().contains("Origin"));
     let stream = backend.stream(STREAM, &[AUTH, allowed]).await;
-    assert_eq!(
-        stream.headers.get("access-control-allow-origin").unwrap(),
-        "https://app.example"
-    );
+    assert_eq!(stream.headers.get("access-control-allow-origin").unwrap(), "https://app.example");
 
     for (method, path) in [("OPTIONS", TOKEN), ("GET", TOKEN)] {
-        let answer = backend
-            .request(
-                method,
-                path,
-                &[AUTH, ("origin", "https://evil.example"), asks],
-                "",
-            )
-            .await;
+        let answer =
+            backend.request(method, path, &[AUTH, ("origin", "https://evil.example"), asks], "").await;
         assert_eq!(answer.header("access-control-allow-origin"), None, "{method}");
     }
 }
@@ -463,10 +356,7 @@ async fn the_admin_port_tells_health_load_and_metrics() {
     assert_eq!(load, expected);
     let mut stream = backend.stream(STREAM, &[AUTH]).await;
     stream.until("event: snapshot", SECOND).await;
-    assert_eq!(
-        backend.admin().get("/load", &[]).await.json()["streams"],
-        json!(1)
-    );
+    assert_eq!(backend.admin().get("/load", &[]).await.json()["streams"], json!(1));
     assert!(backend.metric("vx11_sse_token_issued_total").await >= 1.0);
     assert!(backend.metric("vx11_ephemeral_token_cache_size_entries").await >= 1.0);
     assert!(backend.metric("vx11_ephemeral_token_cache_size_bytes").await >= 1.0);

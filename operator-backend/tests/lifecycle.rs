@@ -79,10 +79,7 @@ async fn tokens_of_a_principal_that_is_removed_end_with_it() {
     let token = answer.json()["sse_token"].as_str().unwrap().to_owned();
     assert_eq!(backend.redeem(&token).await, 200);
     std::fs::remove_file(directory.path().join("team-a")).unwrap();
-    eventually("its ephemeral token is refused", SECOND, async || {
-        backend.redeem(&token).await == 403
-    })
-    .await;
+    eventually("its ephemeral token is refused", SECOND, async || backend.redeem(&token).await == 403).await;
 }
 
 #[tokio::test]
@@ -101,10 +98,7 @@ async fn signing_keys_rotate_without_a_restart_and_the_previous_key_still_verifi
         reference.redeem(&fresh).await == 200
     })
     .await;
-    eventually("the first key is forgotten", SECOND, async || {
-        backend.redeem(&token).await == 403
-    })
-    .await;
+    eventually("the first key is forgotten", SECOND, async || backend.redeem(&token).await == 403).await;
 }
 
 #[tokio::test]
@@ -120,11 +114,7 @@ async fn sigterm_drains_then_ends_with_code_0() {
     })
     .await;
     stream.until("event: drain", SECOND).await;
-    assert_eq!(
-        stream.next(SECOND).await,
-        None,
-        "the stream ends after its drain event"
-    );
+    assert_eq!(stream.next(SECOND).await, None, "the stream ends after its drain event");
     assert_eq!(backend.ended(Duration::from_secs(3)).code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
@@ -143,10 +133,7 @@ async fn a_second_sigterm_ends_at_once_with_code_0() {
     stream.until("event: snapshot", SECOND).await;
     backend.signal("TERM");
     let admin = Client::clone(backend.admin());
-    eventually("draining", SECOND, async || {
-        admin.get("/readyz", &[]).await.status == 503
-    })
-    .await;
+    eventually("draining", SECOND, async || admin.get("/readyz", &[]).await.status == 503).await;
     backend.signal("TERM");
     assert_eq!(backend.ended(Duration::from_secs(1)).code(), Some(0));
 }
@@ -159,13 +146,7 @@ async fn a_drain_needs_the_control_token_and_can_be_cancelled() {
     backend.keep_secret("control-token-of-the-tests");
     let admin = backend.admin();
     assert_eq!(admin.post("/drain", &[], "").await.status, 401);
-    assert_eq!(
-        admin
-            .post("/drain", &[("authorization", "Bearer wrong")], "")
-            .await
-            .status,
-        403
-    );
+    assert_eq!(admin.post("/drain", &[("authorization", "Bearer wrong")], "").await.status, 403);
     assert_eq!(admin.get("/readyz", &[]).await.status, 200);
 
     let control = ("authorization", "Bearer control-token-of-the-tests");
@@ -174,10 +155,7 @@ async fn a_drain_needs_the_control_token_and_can_be_cancelled() {
     assert_eq!(admin.get("/load", &[]).await.json()["draining"], json!(true));
     assert!((backend.metric("vx11_draining").await - 1.0).abs() < 0.1);
 
-    assert_eq!(
-        admin.request("DELETE", "/drain", &[control], "").await.status,
-        200
-    );
+    assert_eq!(admin.request("DELETE", "/drain", &[control], "").await.status, 200);
     assert_eq!(admin.get("/readyz", &[]).await.status, 200);
     let mut stream = backend.stream(STREAM, &[AUTH]).await;
     stream.until("event: snapshot", SECOND).await;
@@ -234,25 +212,16 @@ async fn no_token_is_in_any_output_whatever_is_done_with_it() {
         backend.redeem(&token).await;
     }
     backend.get(&format!("/{token}/{PRINCIPAL_TOKEN}"), &[]).await;
-    backend
-        .get(&format!("/health?token={token}&x={PRINCIPAL_TOKEN}"), &[])
-        .await;
-    backend
-        .get(TOKEN, &[("authorization", &format!("Basic {PRINCIPAL_TOKEN}"))])
-        .await;
+    backend.get(&format!("/health?token={token}&x={PRINCIPAL_TOKEN}"), &[]).await;
+    backend.get(TOKEN, &[("authorization", &format!("Basic {PRINCIPAL_TOKEN}"))]).await;
     backend.get(STREAM, &[("last-event-id", &token)]).await;
-    backend
-        .post("/operator/api/events", &[AUTH], format!("{{{token}"))
-        .await;
+    backend.post("/operator/api/events", &[AUTH], format!("{{{token}")).await;
     redis.kill();
     let other = backend.token().await;
     for token in [&token, &other] {
         backend.redeem(token).await;
     }
-    eventually("the token expires", SECOND, async || {
-        backend.redeem(&other).await == 403
-    })
-    .await;
+    eventually("the token expires", SECOND, async || backend.redeem(&other).await == 403).await;
     let metrics = backend.admin().get("/metrics", &[]).await;
     let stats = backend.get("/operator/internal/cache-stats", &[AUTH]).await;
     for secret in [token.as_str(), &other, PRINCIPAL_TOKEN] {

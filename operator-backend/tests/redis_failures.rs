@@ -142,23 +142,11 @@ async fn issue_through(failure: Failure) -> Measured {
     let back = returned.elapsed();
 
     let (issued, control) = (issuing.await.unwrap(), control.await.unwrap());
-    assert!(
-        unstored > 500.0,
-        "{failure:?} was hardly noticed: {unstored} tokens were not stored"
-    );
+    assert!(unstored > 500.0, "{failure:?} was hardly noticed: {unstored} tokens were not stored");
     let errors = issued.iter().filter(|sample| sample.status != 200).count();
-    assert_eq!(
-        errors,
-        0,
-        "{failure:?}: {errors} of {} were refused",
-        issued.len()
-    );
+    assert_eq!(errors, 0, "{failure:?}: {errors} of {} were refused", issued.len());
     let calm = (returned - begun) + SECOND;
-    let late: Vec<Sample> = issued
-        .iter()
-        .filter(|sample| sample.due > calm)
-        .copied()
-        .collect();
+    let late: Vec<Sample> = issued.iter().filter(|sample| sample.due > calm).copied().collect();
     Measured {
         worst: load::percentile(&issued, 100),
         back,
@@ -204,11 +192,7 @@ async fn r2_a_token_issued_anywhere_in_any_mode_is_accepted_everywhere() {
     all_accept(&tokens, "without Redis").await;
     let newcomer = Backend::with_redis(&redis, &[]);
     for token in &tokens {
-        assert_eq!(
-            newcomer.redeem(token).await,
-            200,
-            "an instance that started without Redis"
-        );
+        assert_eq!(newcomer.redeem(token).await, 200, "an instance that started without Redis");
     }
     tokens.push(newcomer.token().await);
 
@@ -243,11 +227,7 @@ const LONGEST: Duration = Duration::from_secs(3);
 
 async fn is_dead_in_time(backend: &Backend, token: &str, issued: Instant) {
     sleep_until(issued + LONGEST).await;
-    assert_eq!(
-        backend.redeem(token).await,
-        403,
-        "the token outlived its life by a second"
-    );
+    assert_eq!(backend.redeem(token).await, 403, "the token outlived its life by a second");
 }
 
 #[tokio::test]
@@ -257,10 +237,7 @@ async fn r4_a_token_ends_in_time_across_an_outage() {
     let (before, issued) = (backend.token().await, Instant::now());
     redis.kill();
     let during = backend.token().await;
-    assert_eq!(
-        [backend.redeem(&before).await, backend.redeem(&during).await],
-        [200, 200]
-    );
+    assert_eq!([backend.redeem(&before).await, backend.redeem(&during).await], [200, 200]);
     redis.restart();
     is_dead_in_time(&backend, &before, issued).await;
     is_dead_in_time(&backend, &during, issued).await;
@@ -276,16 +253,9 @@ async fn r4_a_token_ends_in_time_when_a_dump_without_expiry_is_restored() {
     assert_eq!(redis.cli(&["SAVE"]), "OK");
     redis.kill();
     redis.restart();
-    eventually("Redis is back", SOON, async || {
-        backend.metric("vx11_redis_up").await > 0.5
-    })
-    .await;
+    eventually("Redis is back", SOON, async || backend.metric("vx11_redis_up").await > 0.5).await;
     sleep_until(issued + LONGEST).await;
-    assert_eq!(
-        redis.cli(&["EXISTS", &key]),
-        "1",
-        "the dump holds the token for ever"
-    );
+    assert_eq!(redis.cli(&["EXISTS", &key]), "1", "the dump holds the token for ever");
     assert_eq!(backend.redeem(&token).await, 403);
 }
 
@@ -295,11 +265,7 @@ async fn r4_a_token_ends_in_time_across_a_restart_of_the_instance() {
     let (token, issued) = (backend.token().await, Instant::now());
     drop(backend);
     let next = Backend::alone(LIFE);
-    assert_eq!(
-        next.redeem(&token).await,
-        200,
-        "the shared key outlives the process"
-    );
+    assert_eq!(next.redeem(&token).await, 200, "the shared key outlives the process");
     is_dead_in_time(&next, &token, issued).await;
 }
 
@@ -307,10 +273,7 @@ async fn r4_a_token_ends_in_time_across_a_restart_of_the_instance() {
 async fn the_breaker_counts_an_outage_once_and_closes_by_itself() {
     let redis = RedisServer::start();
     let backend = Backend::with_redis(&redis, &[]);
-    eventually("Redis is up", SOON, async || {
-        backend.metric("vx11_redis_up").await > 0.5
-    })
-    .await;
+    eventually("Redis is up", SOON, async || backend.metric("vx11_redis_up").await > 0.5).await;
     redis.freeze();
     eventually("Redis is given up", SOON, async || {
         backend.token().await;
@@ -322,8 +285,5 @@ async fn the_breaker_counts_an_outage_once_and_closes_by_itself() {
     }
     assert!((backend.metric("vx11_redis_outages_total").await - 1.0).abs() < 0.1);
     redis.thaw();
-    eventually("Redis is up again", SOON, async || {
-        backend.metric("vx11_redis_up").await > 0.5
-    })
-    .await;
+    eventually("Redis is up again", SOON, async || backend.metric("vx11_redis_up").await > 0.5).await;
 }

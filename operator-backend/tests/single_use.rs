@@ -22,10 +22,7 @@ fn three(redis: &RedisServer) -> Vec<Backend> {
 
 async fn all_up(instances: &[Backend]) {
     for instance in instances {
-        eventually("Redis is up", SOON, async || {
-            instance.metric("vx11_redis_up").await > 0.5
-        })
-        .await;
+        eventually("Redis is up", SOON, async || instance.metric("vx11_redis_up").await > 0.5).await;
     }
 }
 
@@ -39,14 +36,10 @@ async fn keep_connections(instances: &[Backend]) {
 
 /// Number of redemptions that won, of `tries` at the same time over all instances.
 async fn winners(instances: &[Backend], token: &str, tries: usize) -> usize {
-    let redemptions = (0..tries)
-        .map(|number| instances[number % instances.len()].redeem(token))
-        .collect::<Vec<_>>();
+    let redemptions =
+        (0..tries).map(|number| instances[number % instances.len()].redeem(token)).collect::<Vec<_>>();
     let statuses = futures::future::join_all(redemptions).await;
-    assert!(
-        statuses.iter().all(|status| [200, 403].contains(status)),
-        "{statuses:?}"
-    );
+    assert!(statuses.iter().all(|status| [200, 403].contains(status)), "{statuses:?}");
     statuses.iter().filter(|status| **status == 200).count()
 }
 
@@ -83,11 +76,7 @@ async fn r3_during_an_outage_each_instance_redeems_a_token_at_most_once_and_none
     all_up(std::slice::from_ref(&newcomer)).await;
     for token in [&stored, &unstored] {
         assert_eq!(winners(&instances, token, 60).await, 0);
-        assert_eq!(
-            newcomer.redeem(token).await,
-            403,
-            "Redis was told what was redeemed without it"
-        );
+        assert_eq!(newcomer.redeem(token).await, 403, "Redis was told what was redeemed without it");
     }
 }
 
@@ -108,19 +97,7 @@ async fn r3_a_token_of_an_outage_is_redeemed_once_after_it() {
 async fn alone_in_memory_a_token_is_redeemed_once_and_no_longer_counts() {
     let instance = [Backend::alone(FLAGS)];
     let token = instance[0].token().await;
-    assert!(
-        (instance[0]
-            .metric("vx11_ephemeral_token_cache_size_entries")
-            .await
-            - 1.0)
-            .abs()
-            < 0.1
-    );
+    assert!((instance[0].metric("vx11_ephemeral_token_cache_size_entries").await - 1.0).abs() < 0.1);
     assert_eq!(winners(&instance, &token, 50).await, 1);
-    assert!(
-        instance[0]
-            .metric("vx11_ephemeral_token_cache_size_entries")
-            .await
-            < 0.5
-    );
+    assert!(instance[0].metric("vx11_ephemeral_token_cache_size_entries").await < 0.5);
 }

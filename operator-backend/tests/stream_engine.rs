@@ -26,9 +26,7 @@ const AUTH: (&str, &str) = ("x-vx11-token", PRINCIPAL_TOKEN);
 const SOON: Duration = Duration::from_secs(5);
 
 async fn publish(backend: &Backend, data: &str) {
-    let answer = backend
-        .post(PUBLISH, &[AUTH], format!(r#"{{"data":{data}}}"#))
-        .await;
+    let answer = backend.post(PUBLISH, &[AUTH], format!(r#"{{"data":{data}}}"#)).await;
     assert_eq!(answer.status, 202, "{}", answer.text());
 }
 
@@ -64,24 +62,13 @@ async fn a_stream_says_the_same_whoever_carries_it(#[values(false, true)] reused
     assert_eq!(stream.headers["content-type"], "text/event-stream");
     assert_eq!(stream.headers["cache-control"], "no-store, no-transform");
     assert!(stream.headers.contains_key("date"));
-    assert_eq!(
-        stream.headers.contains_key("connection"),
-        !reused,
-        "which path this is"
-    );
+    assert_eq!(stream.headers.contains_key("connection"), !reused, "which path this is");
     assert!(stream.next(SOON).await.unwrap().starts_with("retry: "));
     let snapshot = stream.next(SOON).await.unwrap();
-    let data = snapshot
-        .lines()
-        .find_map(|line| line.strip_prefix("data: "))
-        .unwrap();
+    let data = snapshot.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
     let data: serde_json::Value = serde_json::from_str(data).unwrap();
-    let latest: Vec<_> = data["events"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|event| event["data"].clone())
-        .collect();
+    let latest: Vec<_> =
+        data["events"].as_array().unwrap().iter().map(|event| event["data"].clone()).collect();
     assert_eq!(latest, [2, 3, 4, 5, 6]);
     assert_eq!(data["correlation_id"], "mine");
     let before = id(&snapshot);
@@ -90,19 +77,12 @@ async fn a_stream_says_the_same_whoever_carries_it(#[values(false, true)] reused
     assert!(!event.contains("event:"), "{event}");
     assert!(id(&event) > before);
     let beat = stream.until("event: heartbeat", SOON).await;
-    assert!(
-        beat.contains(r#""type":"heartbeat""#) && !id(&beat).is_empty(),
-        "{beat}"
-    );
-    eventually("the stream is counted", SOON, async || {
-        backend.metric("vx11_sse_streams_open").await > 0.5
-    })
-    .await;
+    assert!(beat.contains(r#""type":"heartbeat""#) && !id(&beat).is_empty(), "{beat}");
+    eventually("the stream is counted", SOON, async || backend.metric("vx11_sse_streams_open").await > 0.5)
+        .await;
     drop(stream);
-    eventually("its end is counted", SOON, async || {
-        backend.metric("vx11_sse_streams_open").await < 0.5
-    })
-    .await;
+    eventually("its end is counted", SOON, async || backend.metric("vx11_sse_streams_open").await < 0.5)
+        .await;
 }
 
 #[rstest]
@@ -125,10 +105,7 @@ async fn a_cursor_resumes_on_another_instance_with_nothing_lost_and_nothing_twic
     publish(&a, "300").await;
     for number in 2..=300 {
         let event = stream.next(SOON).await.unwrap();
-        assert!(
-            event.ends_with(&format!("data: {number}")),
-            "{number} was due, not {event}"
-        );
+        assert!(event.ends_with(&format!("data: {number}")), "{number} was due, not {event}");
     }
 }
 
@@ -141,66 +118,33 @@ async fn a_cursor_opens_the_stream_again_when_the_token_has_expired(#[values(fal
     let mut stream = open(&backend, reused, &path, &[]).await;
     let cursor = id(&stream.until("event: snapshot", SOON).await);
     drop(stream);
-    eventually("the token expires", SOON, async || {
-        backend.redeem(&token).await == 403
-    })
-    .await;
+    eventually("the token expires", SOON, async || backend.redeem(&token).await == 403).await;
     let resumed = open(&backend, reused, &path, &[("last-event-id", &cursor)]).await;
     assert_eq!(resumed.status, 200);
     let in_query = open(&backend, reused, &format!("{path}&lastEventId={cursor}"), &[]).await;
     assert_eq!(in_query.status, 200);
     let other_topic = format!("{STREAM}?token={token}&topic=b");
-    assert_eq!(
-        open(&backend, reused, &other_topic, &[("last-event-id", &cursor)])
-            .await
-            .status,
-        403
-    );
+    assert_eq!(open(&backend, reused, &other_topic, &[("last-event-id", &cursor)]).await.status, 403);
     let forged = format!("{}A", &cursor[..cursor.len() - 1]);
-    let forged = if forged == cursor {
-        format!("{}Q", &cursor[..cursor.len() - 1])
-    } else {
-        forged
-    };
-    assert_eq!(
-        open(&backend, reused, &path, &[("last-event-id", &forged)])
-            .await
-            .status,
-        403
-    );
+    let forged = if forged == cursor { format!("{}Q", &cursor[..cursor.len() - 1]) } else { forged };
+    assert_eq!(open(&backend, reused, &path, &[("last-event-id", &forged)]).await.status, 403);
     eventually("the cursor expires", SOON, async || {
-        open(&backend, reused, &path, &[("last-event-id", &cursor)])
-            .await
-            .status
-            == 403
+        open(&backend, reused, &path, &[("last-event-id", &cursor)]).await.status == 403
     })
     .await;
     // With another credential an expired cursor still says where to resume.
-    let mut stream = open(
-        &backend,
-        reused,
-        &format!("{STREAM}?topic=a"),
-        &[AUTH, ("last-event-id", &cursor)],
-    )
-    .await;
+    let mut stream =
+        open(&backend, reused, &format!("{STREAM}?topic=a"), &[AUTH, ("last-event-id", &cursor)]).await;
     stream.until("event: snapshot", SOON).await;
-    let answer = backend
-        .post(PUBLISH, &[AUTH], r#"{"topic":"a","data":"after"}"#)
-        .await;
+    let answer = backend.post(PUBLISH, &[AUTH], r#"{"topic":"a","data":"after"}"#).await;
     assert_eq!(answer.status, 202);
-    assert!(
-        stream.next(SOON).await.unwrap().ends_with(r#"data: "after""#),
-        "no gap before it"
-    );
+    assert!(stream.next(SOON).await.unwrap().ends_with(r#"data: "after""#), "no gap before it");
 }
 
 #[tokio::test]
 async fn an_unknown_cursor_is_told_as_a_gap() {
     let backend = Backend::alone(&[]);
-    for cursor in [
-        "rubbish",
-        "1.AAAAAA.AAAAAA.AAAAAA.1-0.AAAAAA.AAAAAAAAAAAAAAAAAAAAAA",
-    ] {
+    for cursor in ["rubbish", "1.AAAAAA.AAAAAA.AAAAAA.1-0.AAAAAA.AAAAAAAAAAAAAAAAAAAAAA"] {
         let mut stream = backend.stream(STREAM, &[AUTH, ("last-event-id", cursor)]).await;
         let gap = stream.until("event: gap", SOON).await;
         assert!(gap.contains(r#""reason":"unknown_cursor""#), "{gap}");
@@ -221,13 +165,7 @@ async fn a_cursor_of_what_is_trimmed_gets_a_gap_and_then_all_there_is() {
     let gap = stream.next(SOON).await.unwrap();
     assert!(gap.contains(r#""reason":"trimmed""#), "{gap}");
     for number in 3..8 {
-        assert!(
-            stream
-                .next(SOON)
-                .await
-                .unwrap()
-                .ends_with(&format!("data: {number}"))
-        );
+        assert!(stream.next(SOON).await.unwrap().ends_with(&format!("data: {number}")));
     }
 }
 
@@ -235,20 +173,9 @@ async fn a_cursor_of_what_is_trimmed_gets_a_gap_and_then_all_there_is() {
 #[tokio::test]
 async fn filters_let_through_what_matches_every_field(#[values(false, true)] reused: bool) {
     let backend = Backend::alone(&[]);
-    let mut stream = open(
-        &backend,
-        reused,
-        &format!("{STREAM}?topic=a,b&severity=high"),
-        &[AUTH],
-    )
-    .await;
+    let mut stream = open(&backend, reused, &format!("{STREAM}?topic=a,b&severity=high"), &[AUTH]).await;
     stream.until("event: snapshot", SOON).await;
-    for (topic, severity, number) in [
-        ("a", "low", 1),
-        ("c", "high", 2),
-        ("a", "high", 3),
-        ("b", "high", 4),
-    ] {
+    for (topic, severity, number) in [("a", "low", 1), ("c", "high", 2), ("a", "high", 3), ("b", "high", 4)] {
         let body = format!(r#"{{"topic":"{topic}","severity":"{severity}","data":{number}}}"#);
         assert_eq!(backend.post(PUBLISH, &[AUTH], body).await.status, 202);
     }
@@ -271,41 +198,25 @@ async fn a_full_instance_refuses_browsers_softly_and_others_with_503(
     let backend = Backend::alone(&[flag, "1"]);
     let first = open(&backend, reused, STREAM, &[AUTH]).await;
     assert_eq!(first.status, 200);
-    let browser = [
-        AUTH,
-        ("accept", "text/event-stream"),
-        ("cache-control", "no-cache"),
-        ("sec-fetch-mode", "cors"),
-    ];
+    let browser =
+        [AUTH, ("accept", "text/event-stream"), ("cache-control", "no-cache"), ("sec-fetch-mode", "cors")];
     let mut refused = open(&backend, reused, STREAM, &browser).await;
     assert_eq!(
         (refused.status, refused.headers["content-type"].to_str().unwrap()),
         (200, "text/event-stream")
     );
-    let retry: u32 = refused
-        .next(SOON)
-        .await
-        .unwrap()
-        .strip_prefix("retry: ")
-        .unwrap()
-        .parse()
-        .unwrap();
+    let retry: u32 = refused.next(SOON).await.unwrap().strip_prefix("retry: ").unwrap().parse().unwrap();
     assert!((2000..=6000).contains(&retry), "{retry}");
     let overloaded = refused.next(SOON).await.unwrap();
-    assert!(
-        overloaded.contains("event: overloaded") && overloaded.contains(reason),
-        "{overloaded}"
-    );
+    assert!(overloaded.contains("event: overloaded") && overloaded.contains(reason), "{overloaded}");
     assert_eq!(refused.next(SOON).await, None);
 
     let answer = backend.get(STREAM, &[AUTH]).await;
     assert_eq!((answer.status, answer.detail().as_str()), (503, reason));
     assert!((2..=6).contains(&answer.header("retry-after").unwrap().parse::<u32>().unwrap()));
     drop(first);
-    eventually("there is room again", SOON, async || {
-        backend.stream(STREAM, &[AUTH]).await.status == 200
-    })
-    .await;
+    eventually("there is room again", SOON, async || backend.stream(STREAM, &[AUTH]).await.status == 200)
+        .await;
 }
 
 #[tokio::test]
@@ -315,10 +226,7 @@ async fn a_full_instance_uses_up_no_single_use_token() {
     let first = backend.stream(STREAM, &[AUTH]).await;
     assert_eq!(backend.redeem(&token).await, 503);
     drop(first);
-    eventually("the token still opens a stream", SOON, async || {
-        backend.redeem(&token).await == 200
-    })
-    .await;
+    eventually("the token still opens a stream", SOON, async || backend.redeem(&token).await == 200).await;
 }
 
 async fn raw(port: u16, receive_buffer: Option<u32>) -> TcpStream {
@@ -348,10 +256,8 @@ async fn r10_clients_that_stop_reading_are_cut_within_10_s_and_cost_no_memory() 
     for _ in 0..50 {
         stalled.push(raw(backend.port(), Some(4096)).await);
     }
-    eventually("all are streaming", SOON, async || {
-        backend.metric("vx11_sse_streams_open").await > 50.5
-    })
-    .await;
+    eventually("all are streaming", SOON, async || backend.metric("vx11_sse_streams_open").await > 50.5)
+        .await;
     let before = resident(backend.process_id());
     let begun = Instant::now();
     let filler = "x".repeat(8000);
@@ -377,19 +283,13 @@ async fn a_client_that_was_slow_and_reads_again_in_time_loses_nothing() {
     let backend = Backend::alone(&[]);
     let mut socket = raw(backend.port(), Some(4096)).await;
     let filler = "x".repeat(8000);
-    eventually("it streams", SOON, async || {
-        backend.metric("vx11_sse_streams_open").await > 0.5
-    })
-    .await;
+    eventually("it streams", SOON, async || backend.metric("vx11_sse_streams_open").await > 0.5).await;
     for number in 0..100 {
         publish(&backend, &format!("[{number},\"{filler}\"]")).await;
     }
     let (mut text, mut buffer) = (String::new(), vec![0; 64 * 1024]);
     while !text.contains("data: [99,") {
-        let read = timeout(SOON, socket.read(&mut buffer))
-            .await
-            .expect("more")
-            .unwrap();
+        let read = timeout(SOON, socket.read(&mut buffer)).await.expect("more").unwrap();
         assert!(read > 0, "cut");
         text.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
     }
@@ -425,10 +325,7 @@ async fn a_request_behind_the_first_one_is_answered_too() {
     let two = "GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /operator/api/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     socket.write_all(two.as_bytes()).await.unwrap();
     let mut answers = String::new();
-    timeout(SOON, socket.read_to_string(&mut answers))
-        .await
-        .expect("both answers")
-        .unwrap();
+    timeout(SOON, socket.read_to_string(&mut answers)).await.expect("both answers").unwrap();
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
 }
 
@@ -448,14 +345,7 @@ async fn r12_a_drain_is_flat_and_in_time_and_everyone_gets_a_drain_event(
     assert_eq!(backend.admin().post("/drain", &[], "").await.status, 202);
     let closings = streams.into_iter().map(async |mut stream| {
         let last = stream.until("event: drain", SOON).await;
-        let retry: u32 = last
-            .lines()
-            .next()
-            .unwrap()
-            .strip_prefix("retry: ")
-            .unwrap()
-            .parse()
-            .unwrap();
+        let retry: u32 = last.lines().next().unwrap().strip_prefix("retry: ").unwrap().parse().unwrap();
         assert_eq!(stream.next(SOON).await, None, "the stream ends");
         (begun.elapsed(), retry)
     });
@@ -483,18 +373,11 @@ async fn a_cancelled_drain_leaves_the_rest_open(#[values(false, true)] reused: b
         streams.push(stream);
     }
     assert_eq!(backend.admin().post("/drain", &[], "").await.status, 202);
-    eventually("new streams are refused", SOON, async || {
-        backend.get(STREAM, &[AUTH]).await.status == 503
-    })
-    .await;
-    assert_eq!(
-        backend.admin().request("DELETE", "/drain", &[], "").await.status,
-        200
-    );
-    eventually("new streams are taken", SOON, async || {
-        backend.stream(STREAM, &[AUTH]).await.status == 200
-    })
-    .await;
+    eventually("new streams are refused", SOON, async || backend.get(STREAM, &[AUTH]).await.status == 503)
+        .await;
+    assert_eq!(backend.admin().request("DELETE", "/drain", &[], "").await.status, 200);
+    eventually("new streams are taken", SOON, async || backend.stream(STREAM, &[AUTH]).await.status == 200)
+        .await;
     publish(&backend, "\"still here\"").await;
     for stream in &mut streams {
         stream.until("still here", SOON).await;
@@ -525,19 +408,15 @@ async fn r5_r8_a_redis_that_dies_closes_no_stream_and_fan_out_resumes_within_1_s
         Backend::with_redis(&redis, &["--heartbeat", "1"]),
         Backend::with_redis(&redis, &["--heartbeat", "1"]),
     );
-    let (mut direct, mut reused) = (
-        a.stream(STREAM, &[AUTH]).await,
-        over_http_server(&b, STREAM, &[AUTH]).await,
-    );
+    let (mut direct, mut reused) =
+        (a.stream(STREAM, &[AUTH]).await, over_http_server(&b, STREAM, &[AUTH]).await);
     for stream in [&mut direct, &mut reused] {
         stream.until("event: snapshot", SOON).await;
     }
     redis.kill();
     for stream in [&mut direct, &mut reused] {
         for _ in 0..3 {
-            stream
-                .until("event: heartbeat", Duration::from_millis(2500))
-                .await;
+            stream.until("event: heartbeat", Duration::from_millis(2500)).await;
         }
     }
     let outcome = a.post(PUBLISH, &[AUTH], r#"{"data":1}"#).await;
@@ -553,19 +432,11 @@ async fn r5_r8_a_redis_that_dies_closes_no_stream_and_fan_out_resumes_within_1_s
     .await;
     for stream in [&mut direct, &mut reused, &mut late] {
         let gap = stream.until("event: ", SOON).await;
-        let gap = if gap.contains("heartbeat") {
-            stream.until("event: gap", SOON).await
-        } else {
-            gap
-        };
+        let gap = if gap.contains("heartbeat") { stream.until("event: gap", SOON).await } else { gap };
         assert!(gap.contains(r#""reason":"restarted""#), "{gap}");
         stream.until("again", SOON).await;
     }
-    assert!(
-        returned.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        returned.elapsed()
-    );
+    assert!(returned.elapsed() < Duration::from_secs(1), "{:?}", returned.elapsed());
 }
 
 #[tokio::test]
@@ -593,11 +464,7 @@ async fn r7_a_publisher_that_retries_with_its_key_through_a_frozen_redis_publish
             break;
         }
     }
-    assert_eq!(
-        blocks.iter().filter(|block| block.contains("once")).count(),
-        1,
-        "{blocks:#?}"
-    );
+    assert_eq!(blocks.iter().filter(|block| block.contains("once")).count(), 1, "{blocks:#?}");
 }
 
 #[tokio::test]
@@ -618,10 +485,7 @@ async fn r9_clients_of_a_killed_instance_resume_on_another_without_loss() {
     }
     for (mut stream, mut cursor, mut seen) in streams {
         while let Some(block) = stream.next(SOON).await {
-            if let Some(number) = block
-                .lines()
-                .find_map(|line| line.strip_prefix("data: ")?.parse().ok())
-            {
+            if let Some(number) = block.lines().find_map(|line| line.strip_prefix("data: ")?.parse().ok()) {
                 assert_eq!(number, seen + 1);
                 (seen, cursor) = (number, id(&block));
             }
@@ -629,13 +493,7 @@ async fn r9_clients_of_a_killed_instance_resume_on_another_without_loss() {
         let mut stream = b.stream(STREAM, &[AUTH, ("last-event-id", &cursor)]).await;
         stream.until("event: snapshot", SOON).await;
         for number in seen + 1..=20 {
-            assert!(
-                stream
-                    .next(SOON)
-                    .await
-                    .unwrap()
-                    .ends_with(&format!("data: {number}"))
-            );
+            assert!(stream.next(SOON).await.unwrap().ends_with(&format!("data: {number}")));
         }
     }
 }
@@ -644,10 +502,7 @@ async fn r9_clients_of_a_killed_instance_resume_on_another_without_loss() {
 struct Elsewhere(String);
 
 fn run(command: &str) {
-    let status = std::process::Command::new("sh")
-        .args(["-c", command])
-        .status()
-        .unwrap();
+    let status = std::process::Command::new("sh").args(["-c", command]).status().unwrap();
     assert!(status.success(), "{command} (needs root and iproute2)");
 }
 
@@ -688,18 +543,7 @@ async fn r11_vanished_peers_are_gone_within_30_s() {
     let elsewhere = Elsewhere::new();
     let backend = Backend::alone(&["--listen", "198.18.77.1:0"]);
     let health = format!("http://198.18.77.1:{}/health", backend.port());
-    let probe = [
-        "netns",
-        "exec",
-        &elsewhere.0,
-        "curl",
-        "-s",
-        "-m",
-        "1",
-        "-o",
-        "/dev/null",
-        &health,
-    ];
+    let probe = ["netns", "exec", &elsewhere.0, "curl", "-s", "-m", "1", "-o", "/dev/null", &health];
     eventually("the line is up", SOON, async || {
         let status = std::process::Command::new("ip").args(probe).status();
         status.unwrap().success()
@@ -718,10 +562,7 @@ async fn r11_vanished_peers_are_gone_within_30_s() {
     let open = async || backend.metric("vx11_sse_streams_open").await;
     eventually("all are streaming", SOON, async || open().await > 4.5).await;
     elsewhere.cut();
-    eventually("all are gone", Duration::from_secs(30), async || {
-        open().await < 0.5
-    })
-    .await;
+    eventually("all are gone", Duration::from_secs(30), async || open().await < 0.5).await;
     for mut client in clients {
         let _ = client.kill();
         let _ = client.wait();
@@ -737,17 +578,12 @@ async fn r13_memory_returns_after_many_connections() {
             let closings = (0..100).map(async |_| {
                 let mut socket = raw(port, None).await;
                 let mut buffer = [0; 1024];
-                let _ = timeout(SOON, socket.read(&mut buffer))
-                    .await
-                    .expect("a beginning")
-                    .unwrap();
+                let _ = timeout(SOON, socket.read(&mut buffer)).await.expect("a beginning").unwrap();
             });
             futures::future::join_all(closings).await;
         }
-        eventually("all are closed", SOON, async || {
-            backend.metric("vx11_sse_streams_open").await < 0.5
-        })
-        .await;
+        eventually("all are closed", SOON, async || backend.metric("vx11_sse_streams_open").await < 0.5)
+            .await;
     };
     cycle(3000).await;
     let plateau = resident(backend.process_id());

@@ -70,27 +70,14 @@ struct Instance {
 impl Instance {
     async fn start(redis: u16, identities: &Identities) -> Self {
         let port = redis.to_string();
-        let flags = [
-            "--redis-host",
-            "127.0.0.1",
-            "--redis-port",
-            &port,
-            "--worker-threads",
-            "1",
-            "--heartbeat",
-            "1",
-        ];
+        let flags =
+            ["--redis-host", "127.0.0.1", "--redis-port", &port, "--worker-threads", "1", "--heartbeat", "1"];
         let config = Config::from_flags(flags).ok().unwrap();
         let (metrics, clock) = (Arc::new(Metrics::new()), ClusterClock::new());
         let link = RedisLink::new(&config.redis, clock.clone(), Arc::clone(&metrics)).unwrap();
         let supervisor = tokio::spawn(link.clone().supervise(|| None)).abort_handle();
-        let tokens = Tokens::new(
-            &config.token,
-            identities.clone(),
-            clock,
-            Some(link.clone()),
-            Arc::clone(&metrics),
-        );
+        let tokens =
+            Tokens::new(&config.token, identities.clone(), clock, Some(link.clone()), Arc::clone(&metrics));
         let authenticator = Authenticator::new(identities.clone(), tokens, Arc::clone(&metrics), false);
         let events = EventLog::new(&config, Some(link.clone()));
         let engine = Engine::start(&config, authenticator, events.clone(), metrics);
@@ -144,11 +131,7 @@ async fn follow(
             let addresses = instances.borrow().clone();
             addresses[usize::try_from(seed.below(addresses.len() as u64)).unwrap()]
         };
-        let stay = if hops {
-            Duration::from_millis(20 + seed.below(200))
-        } else {
-            PATIENCE
-        };
+        let stay = if hops { Duration::from_millis(20 + seed.below(200)) } else { PATIENCE };
         let _ = timeout(stay, connection(address, &mut log, &mut begun, &end)).await;
         if log.seen.contains(&Seen::Event(end.load(Ordering::SeqCst))) {
             return log.seen;
@@ -166,11 +149,7 @@ async fn connection(
     let Ok(mut socket) = TcpStream::connect(address).await else {
         return;
     };
-    let id = log
-        .last_id
-        .as_ref()
-        .map(|id| format!("Last-Event-ID: {id}\r\n"))
-        .unwrap_or_default();
+    let id = log.last_id.as_ref().map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
     let request = format!("GET {STREAM_PATH} HTTP/1.1\r\nHost: x\r\nX-VX11-Token: {TOKEN}\r\n{id}\r\n");
     if socket.write_all(request.as_bytes()).await.is_err() {
         return;
@@ -263,8 +242,7 @@ impl World {
         let fresh = Instance::start(self.redis.port(), &self.identities).await;
         let mut instances = self.instances.lock().await;
         instances[index] = fresh;
-        self.addresses
-            .send_replace(instances.iter().map(|instance| instance.address).collect());
+        self.addresses.send_replace(instances.iter().map(|instance| instance.address).collect());
     }
 
     async fn cause(&mut self, fault: Fault, seed: &mut Seeded) {
@@ -314,9 +292,7 @@ async fn schedule(number: u64) -> BTreeMap<Fault, usize> {
         started.push(Instance::start(redis.port(), &identities).await);
     }
     for instance in &started {
-        timeout(PATIENCE, instance.link.wait_up())
-            .await
-            .expect("the link came up");
+        timeout(PATIENCE, instance.link.wait_up()).await.expect("the link came up");
         let mut changes = instance.events.mirror().subscribe();
         let read = async {
             while instance.events.mirror().place().is_none() {
@@ -327,32 +303,18 @@ async fn schedule(number: u64) -> BTreeMap<Fault, usize> {
     }
     let (addresses, watched) = watch::channel(started.iter().map(|instance| instance.address).collect());
     let instances = Arc::new(Mutex::new(started));
-    let mut world = World {
-        redis,
-        identities,
-        instances: Arc::clone(&instances),
-        addresses,
-    };
+    let mut world = World { redis, identities, instances: Arc::clone(&instances), addresses };
 
     let end = Arc::new(AtomicU64::new(u64::MAX));
     let (mut clients, mut beginnings) = (JoinSet::new(), Vec::new());
     for client in 0..4 {
         let (begun, beginning) = oneshot::channel();
         let seed = Seeded(number * 31 + client);
-        clients.spawn(follow(
-            watched.clone(),
-            seed,
-            client >= 2,
-            begun,
-            Arc::clone(&end),
-        ));
+        clients.spawn(follow(watched.clone(), seed, client >= 2, begun, Arc::clone(&end)));
         beginnings.push(beginning);
     }
     for beginning in beginnings {
-        timeout(PATIENCE, beginning)
-            .await
-            .expect("every client began")
-            .unwrap();
+        timeout(PATIENCE, beginning).await.expect("every client began").unwrap();
     }
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -361,9 +323,7 @@ async fn schedule(number: u64) -> BTreeMap<Fault, usize> {
         async move {
             let (mut accepted, mut next) = (Vec::new(), 0);
             while !stop.load(Ordering::SeqCst) {
-                let log = instances.lock().await[usize::try_from(next % 2).unwrap()]
-                    .events
-                    .clone();
+                let log = instances.lock().await[usize::try_from(next % 2).unwrap()].events.clone();
                 if publish(&log, next, Duration::from_millis(300)).await {
                     accepted.push(next);
                 }
@@ -388,10 +348,7 @@ async fn schedule(number: u64) -> BTreeMap<Fault, usize> {
     stop.store(true, Ordering::SeqCst);
     let (mut accepted, last) = publisher.await.unwrap();
     let log = instances.lock().await[0].events.clone();
-    assert!(
-        publish(&log, last, PATIENCE).await,
-        "schedule {number}: the last event was accepted"
-    );
+    assert!(publish(&log, last, PATIENCE).await, "schedule {number}: the last event was accepted");
     accepted.push(last);
     end.store(last, Ordering::SeqCst);
     let logs = timeout(PATIENCE, clients.join_all()).await;
@@ -433,11 +390,7 @@ fn judge(accepted: &[u64], seen: &[Seen]) -> Result<(), String> {
             }
         }
     }
-    if expected == accepted.len() {
-        Ok(())
-    } else {
-        Err("the end is missing".to_owned())
-    }
+    if expected == accepted.len() { Ok(()) } else { Err("the end is missing".to_owned()) }
 }
 
 #[test]
@@ -454,14 +407,8 @@ fn the_judge_sees_losses_and_doubles() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 20)]
 async fn no_client_ever_loses_an_accepted_event_silently_in_200_schedules_of_faults() {
-    let count = std::env::var("VX11_FAULT_SCHEDULES")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(200);
-    let first = std::env::var("VX11_FAULT_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1);
+    let count = std::env::var("VX11_FAULT_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
+    let first = std::env::var("VX11_FAULT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let room = Arc::new(Semaphore::new(16));
     let mut schedules = JoinSet::new();
     for number in first..first + count {
@@ -478,11 +425,7 @@ async fn no_client_ever_loses_an_accepted_event_silently_in_200_schedules_of_fau
         }
     }
     if count >= 200 {
-        assert_eq!(
-            caused.len(),
-            FAULTS.len(),
-            "every kind of fault was caused: {caused:?}"
-        );
+        assert_eq!(caused.len(), FAULTS.len(), "every kind of fault was caused: {caused:?}");
     }
     println!("{caused:?}");
 }

@@ -70,10 +70,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ErrorAnswer> {
 
 async fn read(request: Request<Body>) -> Result<Vec<u8>, ErrorAnswer> {
     let too_large = || ErrorAnswer::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large");
-    let announced = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok());
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     if announced
         .and_then(|length| length.parse::<u64>().ok())
         .is_some_and(|length| length > LARGEST_BODY as u64)

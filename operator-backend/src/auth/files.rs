@@ -46,11 +46,7 @@ pub(super) fn read(config: &AuthConfig) -> Result<Snapshot, ReadError> {
     ];
     for (name, token) in environment {
         if let Some(token) = secret(token.as_ref()) {
-            snapshot
-                .principals
-                .entry(name.to_owned())
-                .or_default()
-                .push(token.clone());
+            snapshot.principals.entry(name.to_owned()).or_default().push(token.clone());
         }
     }
     if let Some(directory) = &config.principal_tokens_dir {
@@ -77,10 +73,7 @@ fn token_files(directory: &Path) -> Result<Vec<(String, PathBuf)>, ReadError> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(at(directory))? {
         let path = entry.map_err(at(directory))?.path();
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if is_principal_name(name) && path.is_file() {
             files.push((name.to_owned(), path));
         }
@@ -96,10 +89,7 @@ fn file(path: &Path) -> Result<Option<Vec<u8>>, ReadError> {
         Err(error) => return Err(at(path)(error)),
     };
     if length > LARGEST_FILE {
-        return Err(at(path)(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "larger than 1 MiB",
-        )));
+        return Err(at(path)(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB")));
     }
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -142,32 +132,21 @@ mod tests {
         std::fs::write(root.join(".hidden"), "no").unwrap();
 
         let flag = root.to_str().unwrap();
-        let config = Config::from_flags(["--principal-tokens-dir", flag, "--principal-token", "env"])
-            .ok()
-            .unwrap();
+        let config =
+            Config::from_flags(["--principal-tokens-dir", flag, "--principal-token", "env"]).ok().unwrap();
         let snapshot = read(&config.auth).ok().unwrap();
         let found: Vec<_> = snapshot
             .principals
             .iter()
-            .map(|(name, tokens)| {
-                (
-                    name.as_str(),
-                    tokens.iter().map(Secret::expose).collect::<Vec<_>>(),
-                )
-            })
+            .map(|(name, tokens)| (name.as_str(), tokens.iter().map(Secret::expose).collect::<Vec<_>>()))
             .collect();
-        assert_eq!(
-            found,
-            [("principal", vec!["env"]), ("team-a", vec!["one", "two"])]
-        );
+        assert_eq!(found, [("principal", vec!["env"]), ("team-a", vec!["one", "two"])]);
         std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
     fn a_missing_directory_is_an_error_that_names_it() {
-        let config = Config::from_flags(["--principal-tokens-dir", "/nonexistent/vx11"])
-            .ok()
-            .unwrap();
+        let config = Config::from_flags(["--principal-tokens-dir", "/nonexistent/vx11"]).ok().unwrap();
         let error = read(&config.auth).err().unwrap().to_string();
         assert!(error.contains("/nonexistent/vx11"), "{error}");
     }

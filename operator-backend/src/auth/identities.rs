@@ -107,14 +107,10 @@ impl Identities {
             return Ok(());
         }
         if config.signing_keys_dir.is_some() {
-            self.keys
-                .reload(snapshot.current_key.as_deref(), snapshot.previous_key.as_deref())?;
+            self.keys.reload(snapshot.current_key.as_deref(), snapshot.previous_key.as_deref())?;
         }
         self.control_token.send_replace(
-            snapshot
-                .control_token
-                .as_ref()
-                .map(|token| Sha256::digest(token.expose().as_bytes()).into()),
+            snapshot.control_token.as_ref().map(|token| Sha256::digest(token.expose().as_bytes()).into()),
         );
         let principals = Principals::new(&snapshot.principals);
         let names: Vec<&str> = principals.iter().map(Principal::name).collect();
@@ -124,11 +120,7 @@ impl Identities {
                  or every request is refused"
             );
         } else {
-            tracing::info!(
-                principals = names.join(","),
-                tokens = principals.tokens(),
-                "principals in force"
-            );
+            tracing::info!(principals = names.join(","), tokens = principals.tokens(), "principals in force");
         }
         self.principals.send_replace(Arc::new(principals));
         *applied = Some(snapshot);

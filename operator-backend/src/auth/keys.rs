@@ -91,10 +91,7 @@ impl SigningKeys {
     /// Keys that only this process has.
     #[must_use]
     pub fn ephemeral() -> Self {
-        let ring = KeyRing {
-            current: SigningKey::ephemeral(),
-            previous: None,
-        };
+        let ring = KeyRing { current: SigningKey::ephemeral(), previous: None };
         Self(Arc::new(watch::Sender::new(Arc::new(ring))))
     }
 
@@ -140,12 +137,9 @@ mod tests {
 
     #[test]
     fn a_rotation_keeps_the_previous_key_for_verifying() {
-        let keys = SigningKeys::from_files(Some(b"0123456789abcdef\n"), None)
-            .ok()
-            .unwrap();
+        let keys = SigningKeys::from_files(Some(b"0123456789abcdef\n"), None).ok().unwrap();
         let before = keys.load().current.id();
-        keys.reload(Some(b"fedcba9876543210"), Some(b"0123456789abcdef"))
-            .unwrap();
+        keys.reload(Some(b"fedcba9876543210"), Some(b"0123456789abcdef")).unwrap();
         let ring = keys.load();
         assert_ne!(ring.current.id(), before);
         assert!(ring.verifying().any(|key| key.id() == before));
@@ -153,19 +147,11 @@ mod tests {
 
     #[test]
     fn a_bad_file_leaves_the_keys_in_force() {
-        let keys = SigningKeys::from_files(Some(b"0123456789abcdef"), None)
-            .ok()
-            .unwrap();
+        let keys = SigningKeys::from_files(Some(b"0123456789abcdef"), None).ok().unwrap();
         let before = keys.load().current.id();
         assert_eq!(keys.reload(None, None), Err(KeyError::NoCurrentKey));
-        assert_eq!(
-            keys.reload(Some(b"short"), None),
-            Err(KeyError::TooShort("current"))
-        );
-        assert_eq!(
-            keys.reload(Some(b"0123456789abcdef"), Some(b"")),
-            Err(KeyError::TooShort("previous"))
-        );
+        assert_eq!(keys.reload(Some(b"short"), None), Err(KeyError::TooShort("current")));
+        assert_eq!(keys.reload(Some(b"0123456789abcdef"), Some(b"")), Err(KeyError::TooShort("previous")));
         assert_eq!(keys.load().current.id(), before);
     }
 

@@ -30,9 +30,7 @@ impl Principal {
 pub fn is_principal_name(name: &str) -> bool {
     (1..=253).contains(&name.len())
         && !name.starts_with('.')
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 struct Entry {
@@ -57,10 +55,11 @@ impl Principals {
                 break;
             };
             principals.names.push(Principal::new(name));
-            principals.entries.extend(secrets.iter().map(|secret| Entry {
-                digest: digest(secret.expose().as_bytes()),
-                principal: index,
-            }));
+            principals.entries.extend(
+                secrets
+                    .iter()
+                    .map(|secret| Entry { digest: digest(secret.expose().as_bytes()), principal: index }),
+            );
         }
         principals
     }
@@ -76,21 +75,14 @@ impl Principals {
             index.conditional_assign(&entry.principal, equal);
             found |= equal;
         }
-        if bool::from(found) {
-            self.names.get(usize::try_from(index).ok()?)
-        } else {
-            None
-        }
+        if bool::from(found) { self.names.get(usize::try_from(index).ok()?) } else { None }
     }
 
     /// The configured principal of this name.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<&Principal> {
         // Built from a BTreeMap: sorted.
-        let index = self
-            .names
-            .binary_search_by(|principal| principal.name().cmp(name))
-            .ok()?;
+        let index = self.names.binary_search_by(|principal| principal.name().cmp(name)).ok()?;
         self.names.get(index)
     }
 
@@ -126,10 +118,7 @@ mod tests {
             &list
                 .iter()
                 .map(|(name, tokens)| {
-                    (
-                        (*name).to_owned(),
-                        tokens.iter().map(|t| Secret::from((*t).to_owned())).collect(),
-                    )
+                    ((*name).to_owned(), tokens.iter().map(|t| Secret::from((*t).to_owned())).collect())
                 })
                 .collect(),
         )

@@ -34,10 +34,7 @@ impl FromStr for EntryId {
             canonical.then(|| part.parse().ok()).flatten().ok_or(NotAnEntryId)
         };
         let (milliseconds, sequence) = text.split_once('-').ok_or(NotAnEntryId)?;
-        Ok(Self {
-            milliseconds: number(milliseconds)?,
-            sequence: number(sequence)?,
-        })
+        Ok(Self { milliseconds: number(milliseconds)?, sequence: number(sequence)? })
     }
 }
 

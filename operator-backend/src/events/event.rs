@@ -71,18 +71,12 @@ impl NewEvent {
             topic: name("topic", fields.topic)?,
             severity: name("severity", fields.severity)?,
             module: name("module", fields.module)?,
-            data: one_line(
-                fields
-                    .data
-                    .ok_or(InvalidEvent::Field("data", "is missing"))?
-                    .get(),
-            ),
+            data: one_line(fields.data.ok_or(InvalidEvent::Field("data", "is missing"))?.get()),
         };
         match event.name.as_deref() {
-            Some(name) if RESERVED.contains(&name) => Err(InvalidEvent::Field(
-                "event",
-                "this name is reserved for the stream itself",
-            )),
+            Some(name) if RESERVED.contains(&name) => {
+                Err(InvalidEvent::Field("event", "this name is reserved for the stream itself"))
+            }
             _ => Ok(event),
         }
     }
@@ -91,9 +85,7 @@ impl NewEvent {
 /// Whether a text may be an event's name, topic, severity or module.
 pub(crate) fn is_name(text: &str) -> bool {
     (1..=LONGEST_NAME).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._:/-".contains(&b))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:/-".contains(&b))
 }
 
 fn name(field: &'static str, value: Option<&RawValue>) -> Result<Option<Box<str>>, InvalidEvent> {
@@ -103,20 +95,13 @@ fn name(field: &'static str, value: Option<&RawValue>) -> Result<Option<Box<str>
     if is_name(&text) {
         Ok(Some(text))
     } else {
-        Err(InvalidEvent::Field(
-            field,
-            "must be 1 to 128 characters of A-Z a-z 0-9 . _ : / -",
-        ))
+        Err(InvalidEvent::Field(field, "must be 1 to 128 characters of A-Z a-z 0-9 . _ : / -"))
     }
 }
 
 /// JSON without line breaks: in valid JSON they are never inside a string.
 fn one_line(json: &str) -> Box<str> {
-    if json.contains(['\n', '\r']) {
-        json.replace(['\n', '\r'], " ").into()
-    } else {
-        json.into()
-    }
+    if json.contains(['\n', '\r']) { json.replace(['\n', '\r'], " ").into() } else { json.into() }
 }
 
 /// An event as it lies in the log.
@@ -143,28 +128,13 @@ impl Event {
     /// The event that `new` became in the log.
     #[must_use]
     pub fn new(id: EntryId, epoch: Epoch, number: u64, new: NewEvent) -> Self {
-        let NewEvent {
-            name,
-            topic,
-            severity,
-            module,
-            data,
-        } = new;
+        let NewEvent { name, topic, severity, module, data } = new;
         let text = match &name {
             Some(name) => format!("event: {name}\ndata: {data}\n\n"),
             None => format!("data: {data}\n\n"),
         };
         let name_length = name.map_or(0, |name| name.len());
-        Self {
-            id,
-            epoch,
-            number,
-            topic,
-            severity,
-            module,
-            text: text.into(),
-            name_length,
-        }
+        Self { id, epoch, number, topic, severity, module, text: text.into(), name_length }
     }
 
     /// What follows the `id:` line on a stream, with the empty line that ends the event.
@@ -180,17 +150,14 @@ impl Event {
             0 => Some(&*self.text),
             length => self.text.get("event: \n".len() + length..),
         };
-        line.and_then(|line| line.strip_prefix("data: "))
-            .map_or("null", |line| line.trim_end_matches('\n'))
+        line.and_then(|line| line.strip_prefix("data: ")).map_or("null", |line| line.trim_end_matches('\n'))
     }
 
     /// The event's name.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         let start = "event: ".len();
-        (self.name_length > 0)
-            .then(|| self.text.get(start..start + self.name_length))
-            .flatten()
+        (self.name_length > 0).then(|| self.text.get(start..start + self.name_length)).flatten()
     }
 
     /// Roughly what it occupies in memory, bytes.
@@ -199,10 +166,7 @@ impl Event {
         size_of::<Self>()
             + 32
             + self.text.len()
-            + [&self.topic, &self.severity, &self.module]
-                .map(optional)
-                .iter()
-                .sum::<usize>()
+            + [&self.topic, &self.severity, &self.module].map(optional).iter().sum::<usize>()
     }
 }
 
@@ -220,22 +184,13 @@ mod tests {
         Some("news"),
         "{   \"a\": \"x\\ny\"  }"
     )]
-    #[case(
-        r#"{"data":12345678901234567890.123456789,"unknown":[]}"#,
-        None,
-        "12345678901234567890.123456789"
-    )]
+    #[case(r#"{"data":12345678901234567890.123456789,"unknown":[]}"#, None, "12345678901234567890.123456789")]
     fn what_was_published_is_what_is_sent(
         #[case] body: &str,
         #[case] name: Option<&str>,
         #[case] data: &str,
     ) {
-        let event = Event::new(
-            EntryId::default(),
-            Epoch(1),
-            1,
-            NewEvent::parse(body.as_bytes()).unwrap(),
-        );
+        let event = Event::new(EntryId::default(), Epoch(1), 1, NewEvent::parse(body.as_bytes()).unwrap());
         assert_eq!(event.name(), name);
         assert_eq!(event.data(), data);
         assert!(event.text().ends_with("\n\n"));

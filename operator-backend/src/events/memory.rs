@@ -31,10 +31,7 @@ impl MemoryLog {
         // A process that starts again must not take cursors of the one before for its own.
         let epoch = Epoch(rand::random());
         mirror.load(epoch, EntryId::default(), 0, Vec::new());
-        Self {
-            epoch,
-            state: Mutex::default(),
-        }
+        Self { epoch, state: Mutex::default() }
     }
 
     pub(super) fn publish(&self, mirror: &Mirror, event: NewEvent, key: Option<&str>) -> EntryId {
@@ -72,15 +69,9 @@ impl State {
 /// Ids never go back, even when the clock does.
 fn next(last: EntryId, now: u64) -> EntryId {
     if now > last.milliseconds {
-        EntryId {
-            milliseconds: now,
-            sequence: 0,
-        }
+        EntryId { milliseconds: now, sequence: 0 }
     } else {
-        EntryId {
-            sequence: last.sequence + 1,
-            ..last
-        }
+        EntryId { sequence: last.sequence + 1, ..last }
     }
 }
 
@@ -99,10 +90,7 @@ mod tests {
 
     #[test]
     fn ids_rise_even_when_the_clock_goes_back() {
-        let last = EntryId {
-            milliseconds: 10,
-            sequence: 3,
-        };
+        let last = EntryId { milliseconds: 10, sequence: 3 };
         assert!(next(last, 9) > last && next(last, 10) > last && next(last, 11) > last);
     }
 

@@ -150,10 +150,7 @@ impl Mirror {
 
     /// Calls back after every change; the callback must be quick.
     pub fn on_change(&self, listener: impl Fn() + Send + Sync + 'static) {
-        self.listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Box::new(listener));
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(listener));
     }
 
     /// Sees every change as a new value.
@@ -246,11 +243,7 @@ impl Mirror {
             });
             let mut events: Vec<_> = events.take(count).collect();
             events.reverse();
-            Latest {
-                position: state.end(),
-                place: state.place(),
-                events,
-            }
+            Latest { position: state.end(), place: state.place(), events }
         })
     }
 
@@ -261,15 +254,7 @@ impl Mirror {
         self.read_state(|state| {
             let begin = from.max(state.first).min(state.end());
             let skip = usize::try_from(begin - state.first).unwrap_or(usize::MAX);
-            (
-                begin,
-                state
-                    .items
-                    .range(skip.min(state.items.len())..)
-                    .take(most)
-                    .cloned()
-                    .collect(),
-            )
+            (begin, state.items.range(skip.min(state.items.len())..).take(most).cloned().collect())
         })
     }
 
@@ -290,10 +275,7 @@ impl State {
     }
 
     fn place(&self) -> Option<Place> {
-        Some(Place {
-            epoch: self.epoch()?,
-            id: self.tail,
-        })
+        Some(Place { epoch: self.epoch()?, id: self.tail })
     }
 
     /// Begins a segment; with a gap before it unless it is the first thing known of the log.
@@ -307,11 +289,7 @@ impl State {
             }));
         }
         let start = self.end();
-        self.segments.push_back(Segment {
-            epoch,
-            start,
-            floor: exact.then_some(base),
-        });
+        self.segments.push_back(Segment { epoch, start, floor: exact.then_some(base) });
         (self.tail, self.number) = (base, 0);
     }
 
@@ -328,15 +306,8 @@ impl State {
         } else {
             // The first number of an epoch is 1: only then is its beginning at hand.
             let first = event.number == 1;
-            let before = EntryId {
-                sequence: event.id.sequence.saturating_sub(1),
-                ..event.id
-            };
-            self.begin(
-                event.epoch,
-                if first { EntryId::default() } else { before },
-                first,
-            );
+            let before = EntryId { sequence: event.id.sequence.saturating_sub(1), ..event.id };
+            self.begin(event.epoch, if first { EntryId::default() } else { before }, first);
         }
         (self.tail, self.number) = (event.id, event.number);
         self.bytes += event.weight();
@@ -368,36 +339,22 @@ impl State {
     }
 
     fn index(&self, position: u64) -> usize {
-        usize::try_from(position.saturating_sub(self.first))
-            .unwrap_or(usize::MAX)
-            .min(self.items.len())
+        usize::try_from(position.saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.items.len())
     }
 
     fn resolve(&self, place: Place) -> Resolved {
         let Some(current) = self.epoch() else {
             return Resolved::Pending;
         };
-        let found = self
-            .segments
-            .iter()
-            .enumerate()
-            .rev()
-            .find(|(_, segment)| segment.epoch == place.epoch);
+        let found = self.segments.iter().enumerate().rev().find(|(_, segment)| segment.epoch == place.epoch);
         let Some((number, segment)) = found else {
             // Perhaps an epoch that other instances have seen begin and this one has not.
-            return if self.following {
-                self.lost(place, GapReason::Restarted)
-            } else {
-                Resolved::Pending
-            };
+            return if self.following { self.lost(place, GapReason::Restarted) } else { Resolved::Pending };
         };
         if segment.floor == Some(place.id) {
             return Resolved::At(segment.start);
         }
-        let end = self
-            .segments
-            .get(number + 1)
-            .map_or(self.end(), |next| next.start);
+        let end = self.segments.get(number + 1).map_or(self.end(), |next| next.start);
         let range = self.items.range(self.index(segment.start)..self.index(end));
         let mut behind = None;
         // From the back: who resumes was here a moment ago.
@@ -420,14 +377,7 @@ impl State {
             return Resolved::At(segment.start);
         }
         let older = behind.is_none() && segment.floor.is_none_or(|floor| place.id < floor);
-        self.lost(
-            place,
-            if older {
-                GapReason::Trimmed
-            } else {
-                GapReason::Lost
-            },
-        )
+        self.lost(place, if older { GapReason::Trimmed } else { GapReason::Lost })
     }
 
     /// The gap of a cursor that cannot be resumed after, and what there is that is newer.
@@ -437,22 +387,12 @@ impl State {
             Item::Gap(_) => false,
         });
         let position = self.first + newer.unwrap_or(self.items.len()) as u64;
-        let before = newer
-            .and_then(|index| self.items.get(index))
-            .and_then(|item| match item {
-                Item::Event(event) => Some(event.id),
-                Item::Gap(_) => None,
-            });
+        let before = newer.and_then(|index| self.items.get(index)).and_then(|item| match item {
+            Item::Event(event) => Some(event.id),
+            Item::Gap(_) => None,
+        });
         let behind = if newer.is_none() { self.place() } else { None };
-        Resolved::Lost(
-            Gap {
-                reason,
-                after: Some(place.id),
-                before,
-                place: behind,
-            },
-            position,
-        )
+        Resolved::Lost(Gap { reason, after: Some(place.id), before, place: behind }, position)
     }
 }
 
@@ -462,26 +402,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn id(milliseconds: u64) -> EntryId {
-        EntryId {
-            milliseconds,
-            sequence: 0,
-        }
+        EntryId { milliseconds, sequence: 0 }
     }
 
     fn event(epoch: u32, number: u64, milliseconds: u64) -> Event {
-        Event::new(
-            id(milliseconds),
-            Epoch(epoch),
-            number,
-            NewEvent::parse(br#"{"data":1}"#).unwrap(),
-        )
+        Event::new(id(milliseconds), Epoch(epoch), number, NewEvent::parse(br#"{"data":1}"#).unwrap())
     }
 
     fn place(epoch: u32, milliseconds: u64) -> Place {
-        Place {
-            epoch: Epoch(epoch),
-            id: id(milliseconds),
-        }
+        Place { epoch: Epoch(epoch), id: id(milliseconds) }
     }
 
     fn loaded(history: usize) -> Mirror {
@@ -552,10 +481,7 @@ mod tests {
         mirror.append(vec![event(1, 1, 10), event(1, 3, 30)]);
         assert!(matches!(
             mirror.read(1, 1).1.as_slice(),
-            [Item::Gap(Gap {
-                reason: GapReason::Trimmed,
-                ..
-            })]
+            [Item::Gap(Gap { reason: GapReason::Trimmed, .. })]
         ));
     }
 

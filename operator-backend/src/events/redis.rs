@@ -48,11 +48,7 @@ struct Head {
 
 impl RedisLog {
     pub(super) fn new(link: RedisLink, history: u32) -> Self {
-        Self {
-            link,
-            history,
-            hash: redis::Script::new(SCRIPT).get_hash().to_owned(),
-        }
+        Self { link, history, hash: redis::Script::new(SCRIPT).get_hash().to_owned() }
     }
 
     pub(super) async fn publish(&self, event: NewEvent, key: Option<&str>) -> Result<EntryId, PublishError> {
@@ -79,22 +75,12 @@ impl RedisLog {
         event: &NewEvent,
         key: Option<&str>,
     ) -> Result<String, LinkError> {
-        let NewEvent {
-            name,
-            topic,
-            severity,
-            module,
-            data,
-        } = event;
+        let NewEvent { name, topic, severity, module, data } = event;
         let idempotency = key.map(|key| format!("vx11:idempotency:{key}"));
         let mut command = self.script(eval, script, idempotency.as_deref());
         command.arg(KEY_LIFE);
-        for (field, value) in [
-            ("event", name),
-            ("topic", topic),
-            ("severity", severity),
-            ("module", module),
-        ] {
+        for (field, value) in [("event", name), ("topic", topic), ("severity", severity), ("module", module)]
+        {
             if let Some(value) = value {
                 command.arg(field).arg(&**value);
             }
@@ -105,11 +91,7 @@ impl RedisLog {
 
     fn script(&self, eval: &str, script: &str, idempotency: Option<&str>) -> Cmd {
         let mut command = redis::cmd(eval);
-        command
-            .arg(script)
-            .arg(2 + usize::from(idempotency.is_some()))
-            .arg(STATE)
-            .arg(STREAM);
+        command.arg(script).arg(2 + usize::from(idempotency.is_some())).arg(STATE).arg(STREAM);
         if let Some(key) = idempotency {
             command.arg(key);
         }
@@ -132,11 +114,7 @@ pub(super) async fn follow(log: Arc<RedisLog>, mirror: Arc<Mirror>) {
 }
 
 async fn follow_once(log: &RedisLog, mirror: &Mirror) -> Result<(), RedisError> {
-    let mut reader = Reader {
-        log,
-        mirror,
-        connection: log.link.connect_dedicated(SILENCE).await?,
-    };
+    let mut reader = Reader { log, mirror, connection: log.link.connect_dedicated(SILENCE).await? };
     loop {
         let from = reader.synchronise().await?;
         mirror.follow(true);
@@ -166,15 +144,8 @@ impl Reader<'_> {
             outcome => outcome?,
         };
         let id = |text: &str| text.parse().map_err(|_| broken("an id"));
-        let epoch = u32::from_str_radix(&epoch, 16)
-            .map(Epoch)
-            .map_err(|_| broken("the epoch"))?;
-        Ok(Head {
-            epoch,
-            base: id(&base)?,
-            number,
-            last: id(&last)?,
-        })
+        let epoch = u32::from_str_radix(&epoch, 16).map(Epoch).map_err(|_| broken("the epoch"))?;
+        Ok(Head { epoch, base: id(&base)?, number, last: id(&last)? })
     }
 
     /// Brings the mirror to the epoch of the log; returns after which id to read on.
@@ -190,12 +161,7 @@ impl Reader<'_> {
         let mut from = place.id;
         while from < head.base {
             let mut command = redis::cmd("XRANGE");
-            command
-                .arg(STREAM)
-                .arg(format!("({from}"))
-                .arg(head.base.to_string())
-                .arg("COUNT")
-                .arg(PAGE);
+            command.arg(STREAM).arg(format!("({from}")).arg(head.base.to_string()).arg("COUNT").arg(PAGE);
             let page: StreamRangeReply = self.ask(&command).await?;
             let Some(last) = page.ids.last() else { break };
             from = parse_id(last)?;
@@ -236,11 +202,7 @@ impl Reader<'_> {
     async fn read_epoch(&mut self, mut from: EntryId) -> Result<(), RedisError> {
         loop {
             let mut command = redis::cmd("XREAD");
-            command
-                .arg("COUNT")
-                .arg(PAGE)
-                .arg("BLOCK")
-                .arg(BLOCK.as_millis().to_string());
+            command.arg("COUNT").arg(PAGE).arg("BLOCK").arg(BLOCK.as_millis().to_string());
             command.arg("STREAMS").arg(STREAM).arg(from.to_string());
             let reply: Option<StreamReadReply> = self.ask(&command).await?;
             let current = self.mirror.place().map(|place| place.epoch);
@@ -295,10 +257,5 @@ fn parse(entry: &StreamId) -> Option<Event> {
         module: boxed("module"),
         data: boxed("data")?,
     };
-    Some(Event::new(
-        parse_id(entry).ok()?,
-        epoch,
-        entry.get("number")?,
-        new,
-    ))
+    Some(Event::new(parse_id(entry).ok()?, epoch, entry.get("number")?, new))
 }

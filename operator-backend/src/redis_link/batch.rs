@@ -25,11 +25,7 @@ pub(super) struct Batched<S> {
 
 impl<S> Batched<S> {
     pub(super) fn new(socket: S) -> Self {
-        Self {
-            socket,
-            gathered: BytesMut::new(),
-            others_had_their_turn: false,
-        }
+        Self { socket, gathered: BytesMut::new(), others_had_their_turn: false }
     }
 }
 

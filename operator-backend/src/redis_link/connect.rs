@@ -51,9 +51,8 @@ impl RedisLink {
         on_end: impl FnOnce() + Send + 'static,
     ) -> Result<(MultiplexedConnection, Driver), RedisError> {
         let login = self.login().await?;
-        let config = AsyncConnectionConfig::new()
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(PIPELINE_QUEUE);
+        let config =
+            AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(PIPELINE_QUEUE);
         let socket = Batched::new(self.connect().await?);
         let handshake = MultiplexedConnection::new_with_config(&login, socket, config);
         let (connection, driver) = in_time(handshake).await?;
@@ -77,10 +76,7 @@ impl RedisLink {
     async fn connect(&self) -> Result<TcpStream, RedisError> {
         let host = (self.0.host.as_str(), self.0.settings.port);
         let Ok(addresses) = timeout(RESOLVE_DEADLINE, tokio::net::lookup_host(host)).await else {
-            return Err(plain(
-                ErrorKind::Io,
-                "the name of the Redis host does not resolve in time",
-            ));
+            return Err(plain(ErrorKind::Io, "the name of the Redis host does not resolve in time"));
         };
         let mut last = plain(ErrorKind::Io, "the name of the Redis host has no address");
         for address in addresses? {

@@ -64,12 +64,7 @@ impl RedisLink {
         self.0.state.send_if_modified(|state| match state {
             State::Down { reason: known, .. } if *known == reason => false,
             State::Down { reason: known, .. } => {
-                tracing::warn!(
-                    reason,
-                    host = self.0.host,
-                    port = self.0.settings.port,
-                    "cannot use Redis"
-                );
+                tracing::warn!(reason, host = self.0.host, port = self.0.settings.port, "cannot use Redis");
                 *known = reason;
                 true
             }
@@ -85,10 +80,7 @@ impl RedisLink {
                 return;
             }
             let asked = Instant::now();
-            match self
-                .query_pipeline::<((i64, i64), Option<Vec<u8>>)>(&probe(), PROBE_DEADLINE)
-                .await
-            {
+            match self.query_pipeline::<((i64, i64), Option<Vec<u8>>)>(&probe(), PROBE_DEADLINE).await {
                 Ok((time, _)) => self.adopt(time, asked),
                 // Answers, but not as a store: loading its dump, say.
                 Err(LinkError::Answer(reason)) => self.trip(generation, &reason),
@@ -120,9 +112,8 @@ impl RedisLink {
     ) -> Result<(Up, Incarnation), RedisError> {
         let link = self.clone();
         // The driver ends when the connection does, so an outage is seen even while nobody asks.
-        let (mut connection, driver) = self
-            .open(move || link.trip(generation, "the connection broke"))
-            .await?;
+        let (mut connection, driver) =
+            self.open(move || link.trip(generation, "the connection broke")).await?;
         let asked = Instant::now();
         let mut pipeline = probe();
         pipeline.cmd("INFO").arg("server");
@@ -134,12 +125,7 @@ impl RedisLink {
         }
         let found = self.incarnation(&server, before);
         Ok((
-            Up {
-                connection,
-                _driver: Arc::new(driver),
-                generation,
-                complete_since: found.complete_since,
-            },
+            Up { connection, _driver: Arc::new(driver), generation, complete_since: found.complete_since },
             found,
         ))
     }
@@ -157,10 +143,7 @@ impl RedisLink {
             (None, Some(uptime)) => now - uptime.saturating_mul(1000) + 1000,
             _ => now,
         };
-        Incarnation {
-            run_id: run_id.to_owned(),
-            complete_since: complete_since.min(now),
-        }
+        Incarnation { run_id: run_id.to_owned(), complete_since: complete_since.min(now) }
     }
 }
 

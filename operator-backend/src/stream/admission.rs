@@ -64,9 +64,7 @@ impl Door {
             ErrorAnswer::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()).into_response()
         })?;
         let in_header = parts.headers.get("last-event-id").map(HeaderValue::as_bytes);
-        let text = in_header
-            .or(in_query.as_deref().map(str::as_bytes))
-            .filter(|text| !text.is_empty());
+        let text = in_header.or(in_query.as_deref().map(str::as_bytes)).filter(|text| !text.is_empty());
         let presented = text.and_then(|text| Presented::parse(std::str::from_utf8(text).ok()?));
 
         let (principal, resumes) = self
@@ -80,16 +78,9 @@ impl Door {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
         let peer = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip());
         let address = address_key(self.proxies.client(peer, &parts.headers));
-        let permit = self
-            .quota
-            .take(&principal, address)
-            .map_err(|refusal| self.refuse(parts, refusal))?;
+        let permit = self.quota.take(&principal, address).map_err(|refusal| self.refuse(parts, refusal))?;
         self.metrics.streams_opened.inc();
-        Ok(Admitted {
-            group: self.groups.join(principal, filter),
-            permit,
-            resume,
-        })
+        Ok(Admitted { group: self.groups.join(principal, filter), permit, resume })
     }
 
     /// The principal, and whether the presented cursor is its own for this filter. A cursor that is in force
@@ -141,9 +132,7 @@ impl Door {
             return response;
         }
         let seconds = u64::from(retry).div_ceil(1000);
-        ErrorAnswer::new(StatusCode::SERVICE_UNAVAILABLE, reason)
-            .retry_after(seconds)
-            .into_response()
+        ErrorAnswer::new(StatusCode::SERVICE_UNAVAILABLE, reason).retry_after(seconds).into_response()
     }
 }
 
@@ -152,9 +141,7 @@ impl Door {
 /// `Sec-Fetch-Mode`. Scripts that only set `Accept` get the status that they look at.
 pub(super) fn is_event_source(headers: &HeaderMap) -> bool {
     let is = |name: header::HeaderName, expected: &str| {
-        headers
-            .get(name)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(expected.as_bytes()))
+        headers.get(name).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(expected.as_bytes()))
     };
     is(header::ACCEPT, "text/event-stream")
         && (headers.contains_key("sec-fetch-mode")
@@ -165,14 +152,8 @@ pub(super) fn is_event_source(headers: &HeaderMap) -> bool {
 
 /// The headers of every stream.
 pub(super) fn stream_headers(headers: &mut HeaderMap) {
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/event-stream"),
-    );
-    headers.insert(
-        header::CACHE_CONTROL,
-        HeaderValue::from_static("no-store, no-transform"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
 }
@@ -195,12 +176,7 @@ mod tests {
     ) {
         let headers: HeaderMap = list
             .iter()
-            .map(|(name, value)| {
-                (
-                    name.parse::<header::HeaderName>().unwrap(),
-                    value.parse().unwrap(),
-                )
-            })
+            .map(|(name, value)| (name.parse::<header::HeaderName>().unwrap(), value.parse().unwrap()))
             .collect();
         assert_eq!(is_event_source(&headers), soft);
     }

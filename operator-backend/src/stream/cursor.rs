@@ -53,14 +53,7 @@ impl Presented {
         }
         let mac = mac.as_bytes().try_into().ok()?;
         let place = Place { epoch, id };
-        Some(Self {
-            key: key.to_be_bytes(),
-            principal,
-            place,
-            expires,
-            signed: signed.into(),
-            mac,
-        })
+        Some(Self { key: key.to_be_bytes(), principal, place, expires, signed: signed.into(), mac })
     }
 
     /// Whether it may be this principal's; only [`Self::verify`] knows.
@@ -120,10 +113,7 @@ fn mac(key: &SigningKey, signed: &[u8], principal: &Principal, filter: &str) -> 
     let name = principal.name().as_bytes();
     // Lengths keep the parts apart; a cursor and a name are far shorter than 64 KiB.
     let length = |part: &[u8]| u16::try_from(part.len()).unwrap_or(u16::MAX).to_be_bytes();
-    let full = key.sign(
-        DOMAIN,
-        &[&length(signed), signed, &length(name), name, filter.as_bytes()],
-    );
+    let full = key.sign(DOMAIN, &[&length(signed), signed, &length(name), name, filter.as_bytes()]);
     let mut text = Vec::with_capacity(MAC_LENGTH);
     encode(&mut text, full.get(..16).unwrap_or_default());
     text.try_into().unwrap_or([0; MAC_LENGTH])
@@ -131,18 +121,17 @@ fn mac(key: &SigningKey, signed: &[u8], principal: &Principal, filter: &str) -> 
 
 /// A short name of the principal, to find it among the configured ones: FNV-1a.
 fn hint(principal: &Principal) -> u32 {
-    principal.name().bytes().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    })
+    principal
+        .name()
+        .bytes()
+        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Base64url without padding.
 fn encode(out: &mut Vec<u8>, bytes: &[u8]) {
     for chunk in bytes.chunks(3) {
-        let group = chunk
-            .iter()
-            .fold(0_u32, |group, byte| group << 8 | u32::from(*byte))
-            << (8 * (3 - chunk.len()));
+        let group =
+            chunk.iter().fold(0_u32, |group, byte| group << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
         for digit in 0..=chunk.len() {
             let index = (group >> (18 - 6 * digit)) & 63;
             out.push(ALPHABET.get(index as usize).copied().unwrap_or(b'A'));
@@ -160,9 +149,7 @@ fn decode(text: &str) -> Option<u32> {
         let digit = ALPHABET.iter().position(|letter| *letter == byte)?;
         bits = bits << 6 | digit as u64;
     }
-    (bits.trailing_zeros() >= 4)
-        .then(|| u32::try_from(bits >> 4).ok())
-        .flatten()
+    (bits.trailing_zeros() >= 4).then(|| u32::try_from(bits >> 4).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -171,22 +158,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn ring(text: &[u8]) -> KeyRing {
-        KeyRing {
-            current: SigningKey::new(text),
-            previous: None,
-        }
+        KeyRing { current: SigningKey::new(text), previous: None }
     }
 
     fn text(keys: &KeyRing, name: &str, filter: &str, place: Place, expires: u32) -> String {
         let mut out = Vec::new();
-        write(
-            &mut out,
-            &keys.current,
-            &Principal::new(name),
-            filter,
-            place,
-            expires,
-        );
+        write(&mut out, &keys.current, &Principal::new(name), filter, place, expires);
         String::from_utf8(out).unwrap()
     }
 
@@ -230,15 +207,9 @@ mod tests {
 
     #[test]
     fn the_previous_key_still_verifies() {
-        let place = Place {
-            epoch: Epoch(1),
-            id: EntryId::default(),
-        };
+        let place = Place { epoch: Epoch(1), id: EntryId::default() };
         let cursor = Presented::parse(&text(&ring(b"old"), "p", "", place, 9)).unwrap();
-        let rotated = KeyRing {
-            current: SigningKey::new(b"new"),
-            previous: Some(SigningKey::new(b"old")),
-        };
+        let rotated = KeyRing { current: SigningKey::new(b"new"), previous: Some(SigningKey::new(b"old")) };
         assert!(cursor.verify(&rotated, &Principal::new("p"), ""));
         assert!(cursor.is_in_force(8) && !cursor.is_in_force(9));
     }

@@ -57,18 +57,10 @@ impl Feed {
             },
             Self::AtEnd | Self::Unknown => match mirror.end() {
                 (position, Some(place)) => {
-                    let reason = if *self == Self::AtEnd {
-                        GapReason::Unavailable
-                    } else {
-                        GapReason::UnknownCursor
-                    };
+                    let reason =
+                        if *self == Self::AtEnd { GapReason::Unavailable } else { GapReason::UnknownCursor };
                     *self = Self::At(position);
-                    let gap = Gap {
-                        reason,
-                        after: None,
-                        before: None,
-                        place: Some(place),
-                    };
+                    let gap = Gap { reason, after: None, before: None, place: Some(place) };
                     Step::Send(told(&gap, group, metrics))
                 }
                 (_, None) => Step::Wait,
@@ -89,12 +81,7 @@ impl Feed {
         if begin > position {
             // So slow that the mirror has dropped what it has not read yet.
             *self = Self::At(begin);
-            let gap = Gap {
-                reason: GapReason::Trimmed,
-                after: None,
-                before: None,
-                place: None,
-            };
+            let gap = Gap { reason: GapReason::Trimmed, after: None, before: None, place: None };
             return Step::Send(told(&gap, group, metrics));
         }
         let (encoded, taken) = group.encode_until(&items, CHUNK);

@@ -74,10 +74,7 @@ impl Filter {
     #[must_use]
     pub fn wants(&self, event: &Event) -> bool {
         let wanted = |list: &[Box<str>], value: &Option<Box<str>>| {
-            list.is_empty()
-                || value
-                    .as_ref()
-                    .is_some_and(|value| list.binary_search(value).is_ok())
+            list.is_empty() || value.as_ref().is_some_and(|value| list.binary_search(value).is_ok())
         };
         wanted(&self.topics, &event.topic)
             && wanted(&self.severities, &event.severity)
@@ -87,9 +84,7 @@ impl Filter {
     /// One text for one filter: what a cursor is bound to.
     #[must_use]
     pub fn canonical(&self) -> String {
-        [&self.topics, &self.severities, &self.modules]
-            .map(|list| list.join(","))
-            .join(";")
+        [&self.topics, &self.severities, &self.modules].map(|list| list.join(",")).join(";")
     }
 }
 
@@ -121,14 +116,8 @@ mod tests {
 
     #[test]
     fn the_same_wish_has_the_same_text() {
-        assert_eq!(
-            filter("topic=b,a&topic=a").unwrap(),
-            filter("topic=a&follow=1&topic=b").unwrap()
-        );
-        assert_ne!(
-            filter("topic=a").unwrap().canonical(),
-            filter("module=a").unwrap().canonical()
-        );
+        assert_eq!(filter("topic=b,a&topic=a").unwrap(), filter("topic=a&follow=1&topic=b").unwrap());
+        assert_ne!(filter("topic=a").unwrap().canonical(), filter("module=a").unwrap().canonical());
     }
 
     #[rstest]

@@ -70,10 +70,7 @@ impl Group {
             match item {
                 Item::Event(event) if self.filter.wants(event) => {
                     encoded.events += 1;
-                    let place = Place {
-                        epoch: event.epoch,
-                        id: event.id,
-                    };
+                    let place = Place { epoch: event.epoch, id: event.id };
                     out.reserve_exact(event.text().len() + cursor::LONGEST);
                     self.write_id(&mut out, &keys.current, place, expires);
                     out.extend_from_slice(event.text().as_bytes());
@@ -125,20 +122,12 @@ impl Group {
         if let Some((at, events)) = &*cached
             && *at == position
         {
-            return Beginning {
-                position,
-                place,
-                events: Arc::clone(events),
-            };
+            return Beginning { position, place, events: Arc::clone(events) };
         }
         let latest = mirror.latest(SNAPSHOT, |event: &Event| self.filter.wants(event));
         let events: Arc<str> = wire::snapshot_events(&latest.events).into();
         *cached = Some((latest.position, Arc::clone(&events)));
-        Beginning {
-            position: latest.position,
-            place: latest.place,
-            events,
-        }
+        Beginning { position: latest.position, place: latest.place, events }
     }
 
     /// `id:` line with the cursor of a place.
@@ -167,10 +156,7 @@ pub(super) struct Groups {
 
 impl Groups {
     pub(super) fn new(signer: Signer) -> Self {
-        Self {
-            signer: Arc::new(signer),
-            groups: Mutex::default(),
-        }
+        Self { signer: Arc::new(signer), groups: Mutex::default() }
     }
 
     /// The group of a principal and filter, new if no stream of it is open.

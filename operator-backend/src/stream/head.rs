@@ -22,11 +22,7 @@ pub enum Head {
 #[must_use]
 pub fn parse(bytes: &[u8]) -> Head {
     if PREFACE.starts_with(bytes) {
-        return if bytes.len() == PREFACE.len() {
-            Head::Other
-        } else {
-            Head::Partial
-        };
+        return if bytes.len() == PREFACE.len() { Head::Other } else { Head::Partial };
     }
     if bytes.starts_with(PREFACE) {
         return Head::Other;
@@ -51,21 +47,14 @@ fn parts(request: &httparse::Request<'_, '_>) -> Option<Parts> {
         headers.append(name, HeaderValue::from_bytes(header.value).ok()?);
     }
     let has_body = headers.contains_key("transfer-encoding")
-        || headers
-            .get_all("content-length")
-            .iter()
-            .any(|length| length.as_bytes() != b"0");
+        || headers.get_all("content-length").iter().any(|length| length.as_bytes() != b"0");
     if has_body || headers.contains_key("upgrade") || headers.contains_key("expect") {
         return None;
     }
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = Method::from_bytes(request.method?.as_bytes()).ok()?;
     parts.uri = request.path?.parse::<Uri>().ok()?;
-    parts.version = if request.version? == 1 {
-        Version::HTTP_11
-    } else {
-        Version::HTTP_10
-    };
+    parts.version = if request.version? == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     // HTTP/1.1 wants exactly one Host, whoever serves it.
     if parts.version == Version::HTTP_11 && headers.get_all("host").iter().count() != 1 {
         return None;
@@ -87,13 +76,8 @@ mod tests {
         for length in 0..STREAM.len() {
             assert!(matches!(parse(&STREAM[..length]), Head::Partial), "{length}");
         }
-        let Head::Request(parts, length) = parse(STREAM) else {
-            panic!("parsed")
-        };
-        assert_eq!(
-            (length, parts.uri.query(), parts.headers.len()),
-            (STREAM.len(), Some("token=t"), 2)
-        );
+        let Head::Request(parts, length) = parse(STREAM) else { panic!("parsed") };
+        assert_eq!((length, parts.uri.query(), parts.headers.len()), (STREAM.len(), Some("token=t"), 2));
     }
 
     #[rstest]

@@ -68,13 +68,7 @@ impl Lane {
             self.end(number, Ending::Drain(Instant::now()));
         }
         let (sender, receiver) = mpsc::channel(1);
-        let stream = Stream {
-            common,
-            group,
-            feed,
-            sender,
-            endings,
-        };
+        let stream = Stream { common, group, feed, sender, endings };
         let lane = Arc::clone(self);
         tokio::spawn(async move {
             stream.run(beginning).await;
@@ -110,9 +104,7 @@ impl Lane {
         let count = u32::try_from(count.min(streams.len())).unwrap_or(u32::MAX);
         let now = Instant::now();
         for (number, (_, endings)) in (1..=count).zip(streams.values()) {
-            endings.send_replace(Ending::Drain(
-                now + window.mul_f64(f64::from(number) / f64::from(count)),
-            ));
+            endings.send_replace(Ending::Drain(now + window.mul_f64(f64::from(number) / f64::from(count))));
         }
     }
 
@@ -157,10 +149,7 @@ impl Stream {
         loop {
             changes.mark_unchanged();
             let (limit, place) = self.common.mirror.end();
-            let place = match self
-                .feed
-                .step(&self.group, &self.common.mirror, limit, &self.common.metrics)
-            {
+            let place = match self.feed.step(&self.group, &self.common.mirror, limit, &self.common.metrics) {
                 Step::Send(bytes) => {
                     if !self.send(bytes).await {
                         return;
@@ -219,8 +208,6 @@ impl hyper::body::Body for Received {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.0
-            .poll_recv(context)
-            .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        self.0.poll_recv(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }

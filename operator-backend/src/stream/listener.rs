@@ -115,17 +115,12 @@ impl Connection {
             }
             Ok(Ok((Head::Other, bytes))) => self.hand_over(socket, bytes).await,
             Ok(Ok((Head::Partial, _))) => {
-                self.refuse(
-                    socket,
-                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                    "request_head_too_large",
-                )
-                .await;
+                self.refuse(socket, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "request_head_too_large")
+                    .await;
             }
             Ok(Err(_)) => {}
             Err(_) => {
-                self.refuse(socket, StatusCode::REQUEST_TIMEOUT, "request_timeout")
-                    .await;
+                self.refuse(socket, StatusCode::REQUEST_TIMEOUT, "request_timeout").await;
             }
         }
     }
@@ -151,9 +146,7 @@ impl Connection {
             }
         };
         origins.mark(origins.allow(&parts.headers), response.headers_mut());
-        response
-            .headers_mut()
-            .insert(CORRELATION_HEADER, correlation.header().clone());
+        response.headers_mut().insert(CORRELATION_HEADER, correlation.header().clone());
         tracing::debug!(
             correlation_id = correlation.as_str(),
             route = STREAM_PATH,
@@ -175,9 +168,7 @@ impl Connection {
     async fn refuse(&self, socket: TcpStream, status: StatusCode, detail: &'static str) {
         let mut response = ErrorAnswer::new(status, detail).into_response();
         let correlation = CorrelationId::of(&axum::http::HeaderMap::new());
-        response
-            .headers_mut()
-            .insert(CORRELATION_HEADER, correlation.header().clone());
+        response.headers_mut().insert(CORRELATION_HEADER, correlation.header().clone());
         self.answer(socket, response).await;
     }
 
@@ -206,12 +197,7 @@ impl Connection {
     }
 
     async fn hand_over(self, socket: TcpStream, read: Vec<u8>) {
-        let Self {
-            router,
-            peer,
-            mut stopped,
-            ..
-        } = self;
+        let Self { router, peer, mut stopped, .. } = self;
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(peer));
             let mut router = router.clone();
@@ -229,10 +215,7 @@ impl Connection {
             .max_header_list_size(16 * 1024)
             .keep_alive_interval(Duration::from_secs(15))
             .keep_alive_timeout(Duration::from_secs(10));
-        let io = TokioIo::new(Rewound {
-            read: read.into(),
-            socket,
-        });
+        let io = TokioIo::new(Rewound { read: read.into(), socket });
         let connection = builder.serve_connection(io, service);
         let mut connection = pin!(connection);
         tokio::select! {
@@ -250,9 +233,7 @@ async fn tower_call(
     request: axum::extract::Request,
 ) -> Result<Response, std::convert::Infallible> {
     use hyper::service::Service;
-    hyper_util::service::TowerToHyperService::new(router.clone())
-        .call(request)
-        .await
+    hyper_util::service::TowerToHyperService::new(router.clone()).call(request).await
 }
 
 /// Reads until the first request's head is whole, is none, or is too large.
@@ -281,12 +262,7 @@ fn render(response: &Response, length: Option<usize>) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     let status = response.status();
     // Writing to memory cannot fail.
-    let _ = write!(
-        out,
-        "HTTP/1.1 {} {}\r\n",
-        status.as_u16(),
-        status.canonical_reason().unwrap_or("-")
-    );
+    let _ = write!(out, "HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("-"));
     let mut header = |name: &str, value: &HeaderValue| {
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b": ");
@@ -299,9 +275,7 @@ fn render(response: &Response, length: Option<usize>) -> Vec<u8> {
     if let Some(length) = length {
         header(header::CONTENT_LENGTH.as_str(), &HeaderValue::from(length));
     }
-    let date = jiff::Timestamp::now()
-        .strftime("%a, %d %b %Y %H:%M:%S GMT")
-        .to_string();
+    let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
     let _ = write!(out, "connection: close\r\ndate: {date}\r\n\r\n");
     out
 }

@@ -13,12 +13,7 @@ pub(super) struct Pace {
 impl Pace {
     /// `total` closings over `window`.
     pub(super) fn new(began: Instant, window: Duration, total: usize) -> Self {
-        Self {
-            began,
-            window,
-            total,
-            done: 0,
-        }
+        Self { began, window, total, done: 0 }
     }
 
     /// How many closings are due at `now`; they count as done.

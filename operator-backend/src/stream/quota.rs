@@ -47,10 +47,7 @@ impl Limit {
 
 impl<K: Eq + Hash> Counts<K> {
     fn new(limit: u32) -> Self {
-        Self {
-            limit: Limit(limit as usize),
-            counts: Mutex::default(),
-        }
+        Self { limit: Limit(limit as usize), counts: Mutex::default() }
     }
 
     /// Counts one more of `key`: gives it back to remember, `None` where there is no limit.
@@ -104,23 +101,14 @@ impl Quota {
 
     /// Counts one more stream.
     pub(super) fn take(self: &Arc<Self>, principal: &Principal, address: u128) -> Result<Permit, Refusal> {
-        let taken = self
-            .open
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
-                (!self.instance.reached(open)).then_some(open + 1)
-            });
+        let taken = self.open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
+            (!self.instance.reached(open)).then_some(open + 1)
+        });
         taken.map_err(|_| Refusal::Instance)?;
         self.gauge.inc();
         // From here on dropping it gives back what was taken.
-        let mut permit = Permit {
-            quota: Arc::clone(self),
-            principal: None,
-            address: None,
-        };
-        permit.principal = self
-            .per_principal
-            .take(principal.clone())
-            .map_err(|()| Refusal::Principal)?;
+        let mut permit = Permit { quota: Arc::clone(self), principal: None, address: None };
+        permit.principal = self.per_principal.take(principal.clone()).map_err(|()| Refusal::Principal)?;
         permit.address = self.per_address.take(address).map_err(|()| Refusal::Address)?;
         Ok(permit)
     }
@@ -178,9 +166,7 @@ mod tests {
     #[test]
     fn zero_is_no_limit() {
         let quota = quota(&["--max-clients", "0"]);
-        let permits: Vec<_> = (0..5000)
-            .map(|_| quota.take(&Principal::new("a"), 1).unwrap())
-            .collect();
+        let permits: Vec<_> = (0..5000).map(|_| quota.take(&Principal::new("a"), 1).unwrap()).collect();
         assert_eq!(quota.open(), permits.len());
     }
 }

@@ -115,17 +115,12 @@ impl Handle {
         };
         shard.version = shard.common.mirror.version();
         (shard.next, shard.place) = shard.common.mirror.end();
-        thread::Builder::new()
-            .name(format!("streams-{number}"))
-            .spawn(move || shard.run())?;
+        thread::Builder::new().name(format!("streams-{number}")).spawn(move || shard.run())?;
         Ok(handle)
     }
 
     pub(super) fn send(&self, command: Command) {
-        self.inbox
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(command);
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(command);
         self.wake();
     }
 
@@ -277,27 +272,12 @@ impl Shard {
     // -- Joining and leaving
 
     fn join(&mut self, join: Join) {
-        let Join {
-            socket,
-            group,
-            permit,
-            beginning,
-            feed,
-        } = join;
+        let Join { socket, group, permit, beginning, feed } = join;
         let mut socket = TcpStream::from_std(socket);
-        let token = self
-            .free
-            .last()
-            .copied()
-            .or_else(|| u32::try_from(self.connections.len()).ok());
+        let token = self.free.last().copied().or_else(|| u32::try_from(self.connections.len()).ok());
         let Some(token) = token else { return };
         let interest = Interest::READABLE | Interest::WRITABLE;
-        if self
-            .poll
-            .registry()
-            .register(&mut socket, Token(token as usize), interest)
-            .is_err()
-        {
+        if self.poll.registry().register(&mut socket, Token(token as usize), interest).is_err() {
             return;
         }
         let members = self.groups.entry(key(&group)).or_default();
@@ -309,12 +289,7 @@ impl Shard {
             place: NOWHERE,
             seat: self.wheel.sit(token),
             input: 0,
-            behind: Some(Box::new(Behind {
-                unsent: beginning,
-                feed,
-                since: None,
-                queued: false,
-            })),
+            behind: Some(Box::new(Behind { unsent: beginning, feed, since: None, queued: false })),
             _permit: permit,
         };
         if self.free.pop().is_some() {
@@ -404,12 +379,8 @@ impl Shard {
             return;
         };
         self.leave_live(&mut connection);
-        connection.behind = Some(Box::new(Behind {
-            unsent,
-            feed,
-            since: Some(Instant::now()),
-            queued: false,
-        }));
+        connection.behind =
+            Some(Box::new(Behind { unsent, feed, since: Some(Instant::now()), queued: false }));
         if let Some(slot) = self.connections.get_mut(token as usize) {
             *slot = Some(connection);
         }
@@ -445,10 +416,7 @@ impl Shard {
             };
             let positions = begin..begin + items.len() as u64;
             self.place = match last {
-                Item::Event(event) => Some(Place {
-                    epoch: event.epoch,
-                    id: event.id,
-                }),
+                Item::Event(event) => Some(Place { epoch: event.epoch, id: event.id }),
                 Item::Gap(gap) => gap.place,
             };
             self.next = positions.end;
@@ -456,10 +424,7 @@ impl Shard {
             self.observe(&items);
         }
         for token in std::mem::take(&mut self.waiting) {
-            if let Some(behind) = self
-                .connection(token)
-                .and_then(|connection| connection.behind.as_mut())
-            {
+            if let Some(behind) = self.connection(token).and_then(|connection| connection.behind.as_mut()) {
                 behind.queued = false;
                 self.pump(token);
             }
@@ -513,11 +478,7 @@ impl Shard {
 
     fn everybody_behind(&mut self) {
         let feed = Feed::At(self.next);
-        let live: Vec<u32> = self
-            .groups
-            .values()
-            .flat_map(|members| members.live.iter().copied())
-            .collect();
+        let live: Vec<u32> = self.groups.values().flat_map(|members| members.live.iter().copied()).collect();
         for token in live {
             self.fall_behind(token, Bytes::new(), feed);
             self.waiting.push(token);
@@ -548,12 +509,7 @@ impl Shard {
                     }
                 }
             }
-            match behind.feed.step(
-                &connection.group,
-                &self.common.mirror,
-                limit,
-                &self.common.metrics,
-            ) {
+            match behind.feed.step(&connection.group, &self.common.mirror, limit, &self.common.metrics) {
                 Step::Send(bytes) => behind.unsent = bytes,
                 Step::Reached => {
                     self.enter_live(token);
@@ -586,9 +542,8 @@ impl Shard {
             };
             match (&connection.socket).read(&mut buffer) {
                 Ok(read @ 1..) => {
-                    connection.input = connection
-                        .input
-                        .saturating_add(u32::try_from(read).unwrap_or(u32::MAX));
+                    connection.input =
+                        connection.input.saturating_add(u32::try_from(read).unwrap_or(u32::MAX));
                     if connection.input > MOST_INPUT {
                         self.remove(token);
                         return;
@@ -656,10 +611,7 @@ impl Shard {
         match write(&connection.socket, text) {
             Ok(written) if written == text.len() => {}
             Ok(written) => {
-                let feed = connection
-                    .behind
-                    .as_ref()
-                    .map_or(Feed::At(next), |behind| behind.feed);
+                let feed = connection.behind.as_ref().map_or(Feed::At(next), |behind| behind.feed);
                 self.fall_behind(token, text.slice(written..), feed);
             }
             Err(_) => drop(self.remove(token)),

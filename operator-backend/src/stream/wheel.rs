@@ -26,13 +26,7 @@ pub(super) struct Wheel {
 impl Wheel {
     pub(super) fn new(interval: Duration, now: Instant) -> Self {
         let width = interval / u32::try_from(SLOTS).unwrap_or(1);
-        Self {
-            slots: vec![Vec::new(); SLOTS],
-            width,
-            next: 0,
-            due: now + width,
-            seated: 0,
-        }
+        Self { slots: vec![Vec::new(); SLOTS], width, next: 0, due: now + width, seated: 0 }
     }
 
     /// Seats a stream in a random slot.
@@ -43,10 +37,7 @@ impl Wheel {
         };
         list.push(token);
         self.seated += 1;
-        Seat {
-            slot: u16::try_from(slot).unwrap_or(0),
-            place: u32::try_from(list.len() - 1).unwrap_or(0),
-        }
+        Seat { slot: u16::try_from(slot).unwrap_or(0), place: u32::try_from(list.len() - 1).unwrap_or(0) }
     }
 
     /// Takes a stream out; gives the one that took its place in the slot, whose seat is now this one.
@@ -65,13 +56,8 @@ impl Wheel {
         if self.seated == 0 {
             return None;
         }
-        let ahead = self
-            .slots
-            .iter()
-            .cycle()
-            .skip(self.next)
-            .take(SLOTS)
-            .position(|slot| !slot.is_empty())?;
+        let ahead =
+            self.slots.iter().cycle().skip(self.next).take(SLOTS).position(|slot| !slot.is_empty())?;
         Some(self.due + self.width * u32::try_from(ahead).unwrap_or(0))
     }
 
@@ -80,11 +66,7 @@ impl Wheel {
         let mut turned = 0;
         while self.due <= now {
             if turned < SLOTS {
-                self.slots
-                    .get(self.next)
-                    .into_iter()
-                    .flatten()
-                    .for_each(|token| due(*token));
+                self.slots.get(self.next).into_iter().flatten().for_each(|token| due(*token));
             }
             turned += 1;
             self.next = (self.next + 1) % SLOTS;

@@ -59,11 +59,7 @@ pub(super) fn snapshot_events(events: &[Arc<Event>]) -> String {
 }
 
 pub(super) fn heartbeat(out: &mut Vec<u8>) {
-    let _ = write!(
-        out,
-        "event: heartbeat\ndata: {{\"type\":\"heartbeat\",\"timestamp\":\"{}\"}}\n\n",
-        now()
-    );
+    let _ = write!(out, "event: heartbeat\ndata: {{\"type\":\"heartbeat\",\"timestamp\":\"{}\"}}\n\n", now());
 }
 
 pub(super) fn gap(out: &mut Vec<u8>, gap: &Gap) {

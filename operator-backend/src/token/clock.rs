@@ -33,10 +33,7 @@ impl ClusterClock {
     #[must_use]
     pub fn new() -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self {
-            started: Instant::now(),
-            offset: Arc::new(AtomicI64::new(milliseconds(unix))),
-        }
+        Self { started: Instant::now(), offset: Arc::new(AtomicI64::new(milliseconds(unix))) }
     }
 
     /// Milliseconds since the Unix epoch.

@@ -22,10 +22,7 @@ pub(super) struct LiveTokens {
 impl LiveTokens {
     pub(super) fn new(ttl_seconds: u32) -> Self {
         let ttl_seconds = u64::from(ttl_seconds);
-        Self {
-            ttl_seconds,
-            slots: (0..=ttl_seconds).map(|_| AtomicU64::new(0)).collect(),
-        }
+        Self { ttl_seconds, slots: (0..=ttl_seconds).map(|_| AtomicU64::new(0)).collect() }
     }
 
     fn slot(&self, second: u64) -> Option<&AtomicU64> {
@@ -39,11 +36,7 @@ impl LiveTokens {
         let Some(slot) = self.slot(second) else { return };
         // Never fails: the closure always gives a value.
         let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |value| {
-            Some(if value >> 32 == second & 0xffff_ffff {
-                value + 1
-            } else {
-                second << 32 | 1
-            })
+            Some(if value >> 32 == second & 0xffff_ffff { value + 1 } else { second << 32 | 1 })
         });
     }
 
@@ -112,12 +105,7 @@ impl RedeemedTokens {
     pub(super) fn redeem(&self, token: TokenId, expires: i64, now: i64) -> bool {
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         generations.advance(now);
-        let Generations {
-            younger,
-            older,
-            last_of_younger,
-            ..
-        } = &mut *generations;
+        let Generations { younger, older, last_of_younger, .. } = &mut *generations;
         if older.contains_key(&token) || younger.len() + older.len() >= MOST_REDEEMED {
             return false;
         }
@@ -136,9 +124,7 @@ impl RedeemedTokens {
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         generations.advance(now);
         let all = generations.older.iter().chain(&generations.younger);
-        all.filter(|(_, expires)| **expires > now)
-            .map(|(token, expires)| (*token, *expires))
-            .collect()
+        all.filter(|(_, expires)| **expires > now).map(|(token, expires)| (*token, *expires)).collect()
     }
 }
 

@@ -112,19 +112,12 @@ impl RedisStore {
 
     /// Name of the principal that a token belongs to.
     pub(super) async fn get(&self, token: TokenId) -> Result<Option<String>, LinkError> {
-        self.link
-            .query(&command("GET", &Key::new(Prefix::Token, token)), COMMAND_DEADLINE)
-            .await
+        self.link.query(&command("GET", &Key::new(Prefix::Token, token)), COMMAND_DEADLINE).await
     }
 
     /// As [`Self::get`], and the token is gone: of all who ask, one gets the name.
     pub(super) async fn take(&self, token: TokenId) -> Result<Option<String>, LinkError> {
-        self.link
-            .query(
-                &command("GETDEL", &Key::new(Prefix::Token, token)),
-                REDEEM_DEADLINE,
-            )
-            .await
+        self.link.query(&command("GETDEL", &Key::new(Prefix::Token, token)), REDEEM_DEADLINE).await
     }
 
     /// Marks a token that was never stored as used for its `remaining` milliseconds; `true` for the first.
@@ -150,11 +143,7 @@ impl RedisStore {
     /// Size and load of Redis, in one command that does not look at keys.
     pub(super) async fn stats(&self) -> Result<SharedStats, LinkError> {
         let info: String = self.link.query(&redis::cmd("INFO"), COMMAND_DEADLINE * 5).await?;
-        let number = |name| {
-            info_field(&info, name)
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(0)
-        };
+        let number = |name| info_field(&info, name).and_then(|text| text.parse().ok()).unwrap_or(0);
         let keyspace = info_field(&info, &format!("db{}", self.link.database())).unwrap_or_default();
         let expiring_keys = keyspace
             .split(',')
@@ -177,17 +166,8 @@ pub(super) fn replay(redeemed: &[(TokenId, i64)], now: i64) -> Option<Pipeline> 
     let mut pipeline = redis::pipe();
     for (token, expires) in redeemed {
         let used = Key::new(Prefix::Used, *token);
-        pipeline
-            .cmd("DEL")
-            .arg(Key::new(Prefix::Token, *token).as_bytes())
-            .ignore();
-        pipeline
-            .cmd("SET")
-            .arg(used.as_bytes())
-            .arg(1)
-            .arg("EX")
-            .arg(seconds(expires - now))
-            .ignore();
+        pipeline.cmd("DEL").arg(Key::new(Prefix::Token, *token).as_bytes()).ignore();
+        pipeline.cmd("SET").arg(used.as_bytes()).arg(1).arg("EX").arg(seconds(expires - now)).ignore();
     }
     Some(pipeline)
 }
@@ -199,21 +179,12 @@ mod tests {
     #[test]
     fn keys_are_the_ones_that_others_read() {
         let token = TokenId::from_bits(0x0123_4567_89ab_8cde_8f01_2345_6789_abcd);
-        assert_eq!(
-            Key::new(Prefix::Token, token).as_bytes(),
-            b"token:01234567-89ab-8cde-8f01-23456789abcd"
-        );
-        assert_eq!(
-            Key::new(Prefix::Used, token).as_bytes(),
-            b"used:01234567-89ab-8cde-8f01-23456789abcd"
-        );
+        assert_eq!(Key::new(Prefix::Token, token).as_bytes(), b"token:01234567-89ab-8cde-8f01-23456789abcd");
+        assert_eq!(Key::new(Prefix::Used, token).as_bytes(), b"used:01234567-89ab-8cde-8f01-23456789abcd");
     }
 
     #[test]
     fn a_mark_lasts_as_long_as_its_token() {
-        assert_eq!(
-            [seconds(1), seconds(1000), seconds(1001), seconds(-5)],
-            [1, 1, 2, 1]
-        );
+        assert_eq!([seconds(1), seconds(1000), seconds(1001), seconds(-5)], [1, 1, 2, 1]);
     }
 }

@@ -54,9 +54,7 @@ impl TokenId {
     /// The token that a client presents; `None` when it has not the shape of a UUID.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        (text.len() == TOKEN_LENGTH)
-            .then(|| Uuid::try_parse(text).ok())?
-            .map(|uuid| Self(uuid.as_u128()))
+        (text.len() == TOKEN_LENGTH).then(|| Uuid::try_parse(text).ok())?.map(|uuid| Self(uuid.as_u128()))
     }
 
     /// A token of these bits.
@@ -76,10 +74,7 @@ impl TokenId {
     pub fn fingerprint(self) -> impl fmt::Display {
         use sha2::{Digest, Sha256};
         let digest = Sha256::digest(self.0.to_be_bytes());
-        let shown = digest
-            .iter()
-            .take(6)
-            .fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+        let shown = digest.iter().take(6).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
         format!("sha256:{shown:012x}")
     }
 }
@@ -116,10 +111,7 @@ impl Nonces {
     /// Nonces of a process, told from other processes' by 12 random bits.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            process: u64::from(rand::random::<u16>()) & 0xfff,
-            counter: AtomicU32::new(rand::random()),
-        }
+        Self { process: u64::from(rand::random::<u16>()) & 0xfff, counter: AtomicU32::new(rand::random()) }
     }
 
     /// 33 bits; a repetition takes 2^21 more tokens, longer than any expiry tick.
@@ -173,9 +165,7 @@ impl Fields {
 }
 
 fn hint(principal: &Principal) -> u8 {
-    principal.name().bytes().fold(0x9d, |hash: u8, byte| {
-        hash.rotate_left(3) ^ byte.wrapping_mul(0x3b)
-    })
+    principal.name().bytes().fold(0x9d, |hash: u8, byte| hash.rotate_left(3) ^ byte.wrapping_mul(0x3b))
 }
 
 fn mac(key: &SigningKey, principal: &Principal, expiry_ticks: i64, stored: bool, nonce: u64) -> u64 {
@@ -184,10 +174,7 @@ fn mac(key: &SigningKey, principal: &Principal, expiry_ticks: i64, stored: bool,
     fixed[8..16].copy_from_slice(&nonce.to_be_bytes());
     fixed[16] = u8::from(stored);
     let signature = key.sign(DOMAIN, &[&fixed, principal.name().as_bytes()]);
-    signature
-        .iter()
-        .take(8)
-        .fold(0, |mac, byte| mac << 8 | u64::from(*byte))
+    signature.iter().take(8).fold(0, |mac, byte| mac << 8 | u64::from(*byte))
 }
 
 /// Signs a token for `principal` that ends `life` milliseconds after `now`, rounded up to 1/8 s.
@@ -223,16 +210,10 @@ pub fn verify(token: TokenId, keys: &KeyRing, principals: &Principals, now: i64)
     // The moment nearest to now whose lower 16 bits are these.
     let now_ticks = now.div_euclid(TICK);
     let [.., high, low] = now_ticks.to_be_bytes();
-    let ahead = fields
-        .expiry
-        .wrapping_sub(u16::from_be_bytes([high, low]))
-        .cast_signed();
+    let ahead = fields.expiry.wrapping_sub(u16::from_be_bytes([high, low])).cast_signed();
     let ticks = now_ticks + i64::from(ahead);
 
-    for principal in principals
-        .iter()
-        .filter(|principal| hint(principal) == fields.hint)
-    {
+    for principal in principals.iter().filter(|principal| hint(principal) == fields.hint) {
         for key in keys.verifying() {
             let expected = mac(key, principal, ticks, fields.stored, fields.nonce);
             if !bool::from(expected.ct_eq(&fields.mac)) {
@@ -242,11 +223,7 @@ pub fn verify(token: TokenId, keys: &KeyRing, principals: &Principals, now: i64)
             return if expires <= now {
                 Verdict::Expired
             } else {
-                Verdict::Genuine(Claims {
-                    principal: principal.clone(),
-                    expires,
-                    stored: fields.stored,
-                })
+                Verdict::Genuine(Claims { principal: principal.clone(), expires, stored: fields.stored })
             };
         }
     }
@@ -264,18 +241,13 @@ mod tests {
     const NOW: i64 = 1_790_000_000_000;
 
     fn principals(names: &[&str]) -> Principals {
-        let tokens: BTreeMap<_, _> = names
-            .iter()
-            .map(|name| ((*name).to_owned(), vec![Secret::from((*name).to_owned())]))
-            .collect();
+        let tokens: BTreeMap<_, _> =
+            names.iter().map(|name| ((*name).to_owned(), vec![Secret::from((*name).to_owned())])).collect();
         Principals::new(&tokens)
     }
 
     fn ring(key: &[u8]) -> KeyRing {
-        KeyRing {
-            current: SigningKey::new(key),
-            previous: None,
-        }
+        KeyRing { current: SigningKey::new(key), previous: None }
     }
 
     fn text(token: TokenId) -> String {
@@ -291,24 +263,14 @@ mod tests {
         assert_eq!(uuid.get_variant(), uuid::Variant::RFC4122);
         assert!(TokenId::parse(&text(token)) == Some(token));
         let verdict = verify(token, &keys, &principals(&["a", "b"]), NOW + 59_999);
-        assert_eq!(
-            verdict,
-            Verdict::Genuine(Claims {
-                principal: a,
-                expires: NOW + 60_000,
-                stored: true
-            })
-        );
+        assert_eq!(verdict, Verdict::Genuine(Claims { principal: a, expires: NOW + 60_000, stored: true }));
     }
 
     #[test]
     fn a_token_ends_with_its_life_and_never_comes_back() {
         let (keys, a, names) = (ring(b"k"), Principal::new("a"), principals(&["a"]));
         let token = issue(&keys.current, &Nonces::new(), &a, NOW, 60_000, false);
-        assert!(matches!(
-            verify(token, &keys, &names, NOW + 59_000),
-            Verdict::Genuine(_)
-        ));
+        assert!(matches!(verify(token, &keys, &names, NOW + 59_000), Verdict::Genuine(_)));
         assert_eq!(verify(token, &keys, &names, NOW + 60_125), Verdict::Expired);
         // At many ticks of its life, each time that the 16 bits have wrapped, over ten days.
         let wrap = 65_536 * TICK;
@@ -324,14 +286,8 @@ mod tests {
     fn the_previous_key_verifies_and_a_foreign_one_does_not() {
         let (old, a, names) = (ring(b"old"), Principal::new("a"), principals(&["a"]));
         let token = issue(&old.current, &Nonces::new(), &a, NOW, 60_000, false);
-        let rotated = KeyRing {
-            current: SigningKey::new(b"new"),
-            previous: Some(old.current),
-        };
-        assert!(matches!(
-            verify(token, &rotated, &names, NOW),
-            Verdict::Genuine(_)
-        ));
+        let rotated = KeyRing { current: SigningKey::new(b"new"), previous: Some(old.current) };
+        assert!(matches!(verify(token, &rotated, &names, NOW), Verdict::Genuine(_)));
         assert_eq!(verify(token, &ring(b"new"), &names, NOW), Verdict::Unsigned);
     }
 
@@ -339,10 +295,7 @@ mod tests {
     fn a_principal_that_is_gone_takes_its_tokens_along() {
         let (keys, a) = (ring(b"k"), Principal::new("a"));
         let token = issue(&keys.current, &Nonces::new(), &a, NOW, 60_000, false);
-        assert_eq!(
-            verify(token, &keys, &principals(&["b", "c"]), NOW),
-            Verdict::Unsigned
-        );
+        assert_eq!(verify(token, &keys, &principals(&["b", "c"]), NOW), Verdict::Unsigned);
     }
 
     #[test]
@@ -353,9 +306,7 @@ mod tests {
         for name in &names {
             let principal = Principal::new(name);
             let token = issue(&keys.current, &nonces, &principal, NOW, 1000, true);
-            let Verdict::Genuine(claims) = verify(token, &keys, &all, NOW) else {
-                panic!("{name}")
-            };
+            let Verdict::Genuine(claims) = verify(token, &keys, &all, NOW) else { panic!("{name}") };
             assert_eq!(claims.principal, principal);
         }
     }
@@ -364,9 +315,8 @@ mod tests {
     fn tokens_of_one_moment_are_all_different() {
         let (keys, nonces, a) = (ring(b"k"), Nonces::new(), Principal::new("a"));
         let count = 200_000;
-        let tokens: HashSet<_> = (0..count)
-            .map(|_| issue(&keys.current, &nonces, &a, NOW, 60_000, true).0)
-            .collect();
+        let tokens: HashSet<_> =
+            (0..count).map(|_| issue(&keys.current, &nonces, &a, NOW, 60_000, true).0).collect();
         assert_eq!(tokens.len(), count);
         let nonces: HashSet<_> = (0..1_u32 << 21).map(|_| nonces.next()).collect();
         assert_eq!(nonces.len(), 1 << 21);
@@ -374,14 +324,7 @@ mod tests {
 
     #[test]
     fn a_fingerprint_shows_nothing_of_the_token() {
-        let token = issue(
-            &ring(b"k").current,
-            &Nonces::new(),
-            &Principal::new("a"),
-            NOW,
-            60_000,
-            true,
-        );
+        let token = issue(&ring(b"k").current, &Nonces::new(), &Principal::new("a"), NOW, 60_000, true);
         let shown = token.fingerprint().to_string();
         assert!(shown.starts_with("sha256:") && shown.len() == 19, "{shown}");
         assert!(!text(token).contains(shown.trim_start_matches("sha256:")));

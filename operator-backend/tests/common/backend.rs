@@ -59,26 +59,18 @@ impl Backend {
         let keys = Directory::new();
         keys.write("current", SIGNING_KEY);
         let mut command = Command::new(env!("CARGO_BIN_EXE_operator-backend"));
-        command
-            .env_clear()
-            .env("VX11_PRINCIPAL_TOKEN", PRINCIPAL_TOKEN)
-            .args([
-                "--listen",
-                "127.0.0.1:0",
-                "--admin-listen",
-                "127.0.0.1:0",
-                "--log",
-                "debug,hyper=info,h2=info",
-            ]);
+        command.env_clear().env("VX11_PRINCIPAL_TOKEN", PRINCIPAL_TOKEN).args([
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            "127.0.0.1:0",
+            "--log",
+            "debug,hyper=info,h2=info",
+        ]);
         if !flags.contains(&"--signing-keys-dir") {
             command.arg("--signing-keys-dir").arg(keys.path());
         }
-        let mut process = command
-            .args(flags)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut process = command.args(flags).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = Lines::default();
         let readers = vec![
             follow(process.stdout.take().unwrap(), Arc::clone(&lines)),
@@ -116,13 +108,8 @@ impl Backend {
 
     /// A new ephemeral token for the tests' principal.
     pub(crate) async fn token(&self) -> String {
-        let answer = self
-            .client
-            .get(
-                "/operator/api/events/sse-token",
-                &[("x-vx11-token", PRINCIPAL_TOKEN)],
-            )
-            .await;
+        let answer =
+            self.client.get("/operator/api/events/sse-token", &[("x-vx11-token", PRINCIPAL_TOKEN)]).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         let token = answer.json()["sse_token"].as_str().unwrap().to_owned();
         self.keep_secret(&token);
@@ -132,23 +119,14 @@ impl Backend {
     /// The status with which a stream with this token begins.
     pub(crate) async fn redeem(&self, token: &str) -> u16 {
         self.keep_secret(token);
-        self.client
-            .stream(&format!("/operator/api/events/stream?token={token}"), &[])
-            .await
-            .status
+        self.client.stream(&format!("/operator/api/events/stream?token={token}"), &[]).await.status
     }
 
     /// Value of a metric without labels, or with exactly these labels in the name.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.admin.get("/metrics", &[]).await;
-        let value = text
-            .text()
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value
-            .unwrap_or_else(|| panic!("no metric {name}"))
-            .parse()
-            .unwrap()
+        let value = text.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no metric {name}")).parse().unwrap()
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -167,10 +145,7 @@ impl Backend {
             if let Some(status) = self.process.try_wait().unwrap() {
                 return status;
             }
-            assert!(
-                begun.elapsed() < within,
-                "the process did not end within {within:?}"
-            );
+            assert!(begun.elapsed() < within, "the process did not end within {within:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -199,22 +174,11 @@ fn ports(lines: &Lines) -> (u16, u16) {
             .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
             .find(|line| line["message"] == "serving");
         if let Some(line) = serving {
-            let port = |field: &str| {
-                line[field]
-                    .as_str()
-                    .unwrap()
-                    .rsplit(':')
-                    .next()
-                    .unwrap()
-                    .parse()
-                    .unwrap()
-            };
+            let port =
+                |field: &str| line[field].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
             return (port("listen"), port("admin_listen"));
         }
-        assert!(
-            begun.elapsed() < Duration::from_secs(10),
-            "the backend did not begin to serve: {log:#?}"
-        );
+        assert!(begun.elapsed() < Duration::from_secs(10), "the backend did not begin to serve: {log:#?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -233,10 +197,7 @@ impl Drop for Backend {
         }
         let log = self.log().join("\n");
         for secret in self.secrets.lock().unwrap().iter() {
-            assert!(
-                !log.contains(secret.as_str()),
-                "a secret is in the output of the backend:\n{log}"
-            );
+            assert!(!log.contains(secret.as_str()), "a secret is in the output of the backend:\n{log}");
         }
     }
 }

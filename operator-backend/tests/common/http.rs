@@ -49,13 +49,8 @@ impl Client {
     pub(crate) fn new(port: u16) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        let pool = legacy::Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(512)
-            .build(connector);
-        Self {
-            pool,
-            base: format!("http://127.0.0.1:{port}"),
-        }
+        let pool = legacy::Client::builder(TokioExecutor::new()).pool_max_idle_per_host(512).build(connector);
+        Self { pool, base: format!("http://127.0.0.1:{port}") }
     }
 
     async fn send(
@@ -88,11 +83,7 @@ impl Client {
         let (head, body) = self.send(method, path, headers, body.into()).await.into_parts();
         let body = timeout(PATIENCE, body.collect()).await;
         let body = body.unwrap_or_else(|_| panic!("{method} {path}: no end of the body within {PATIENCE:?}"));
-        Answer {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            body: body.unwrap().to_bytes(),
-        }
+        Answer { status: head.status.as_u16(), headers: head.headers, body: body.unwrap().to_bytes() }
     }
 
     pub(crate) async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
@@ -106,12 +97,7 @@ impl Client {
     /// Opens a stream; it closes when the value is dropped.
     pub(crate) async fn stream(&self, path: &str, headers: &[(&str, &str)]) -> EventStream {
         let (head, body) = self.send("GET", path, headers, Bytes::new()).await.into_parts();
-        EventStream {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            body,
-            text: String::new(),
-        }
+        EventStream { status: head.status.as_u16(), headers: head.headers, body, text: String::new() }
     }
 }
 

@@ -37,11 +37,7 @@ pub(crate) async fn run(
         requests.spawn(async move {
             let headers: Vec<_> = header.into_iter().collect();
             let answer = client.get(path, &headers).await;
-            Sample {
-                due,
-                latency: (begun + due).elapsed(),
-                status: answer.status,
-            }
+            Sample { due, latency: (begun + due).elapsed(), status: answer.status }
         });
     }
     requests.join_all().await

@@ -1,10 +1,6 @@
 //! What the integration tests share: real backends, a real Redis, a proxy that breaks the line between
 //! them, and a client. Whatever a test starts ends with it.
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "every test binary compiles this and uses its part of it"
-)]
+#![allow(dead_code, unused_imports, reason = "every test binary compiles this and uses its part of it")]
 
 mod backend;
 mod http;
@@ -56,28 +52,19 @@ impl Drop for Directory {
 pub(crate) async fn eventually(what: &str, within: Duration, mut is_so: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !is_so().await {
-        assert!(
-            begun.elapsed() < within,
-            "within {within:?} this did not happen: {what}"
-        );
+        assert!(begun.elapsed() < within, "within {within:?} this did not happen: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 /// A port that nobody listens on now.
 pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Sends a signal to a process that a test started.
 pub(crate) fn signal(process: u32, name: &str) {
-    let status = std::process::Command::new("sh")
-        .args(["-c", &format!("kill -s {name} {process}")])
-        .status()
-        .unwrap();
+    let status =
+        std::process::Command::new("sh").args(["-c", &format!("kill -s {name} {process}")]).status().unwrap();
     assert!(status.success(), "cannot send {name} to {process}");
 }

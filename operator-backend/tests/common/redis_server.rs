@@ -24,12 +24,7 @@ impl RedisServer {
         let (port, directory) = (free_port(), Directory::new());
         let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let process = spawn(port, &directory, &settings);
-        let server = Self {
-            process,
-            port,
-            settings,
-            directory,
-        };
+        let server = Self { process, port, settings, directory };
         server.wait();
         server
     }
@@ -50,16 +45,11 @@ impl RedisServer {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("redis-cli");
-        let password = self
-            .settings
-            .iter()
-            .position(|setting| setting == "--requirepass");
+        let password = self.settings.iter().position(|setting| setting == "--requirepass");
         if let Some(password) = password.and_then(|at| self.settings.get(at + 1)) {
             command.args(["--no-auth-warning", "-a", password]);
         }
-        command
-            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-n", "1"])
-            .args(arguments);
+        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-n", "1"]).args(arguments);
         command
     }
 
@@ -86,10 +76,7 @@ impl RedisServer {
     fn wait(&self) {
         let begun = Instant::now();
         while self.cli(&["PING"]) != "PONG" {
-            assert!(
-                begun.elapsed() < Duration::from_secs(10),
-                "redis-server did not answer within 10 s"
-            );
+            assert!(begun.elapsed() < Duration::from_secs(10), "redis-server did not answer within 10 s");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
