@@ -1,16 +1,21 @@
 //! A real cluster for tests: the way in, namespaces that come and go, requests, streams, and waiting.
 
+mod audit;
 mod http;
 mod instance;
 mod kubernetes;
+mod secrets;
 mod stream;
+mod tools;
 mod wait;
 
 pub use self::{
+    audit::{Asked, Audit, OPERATOR},
     http::{Answer, Route},
     instance::Instance,
-    kubernetes::{Sandbox, kubectl, operator_installed, sandbox, state_directory, tool},
+    kubernetes::{Sandbox, sandbox},
     stream::{EventStream, Follower, Received},
+    tools::{install_operator, kubectl, operator_installed, state_directory, tool},
     wait::{eventually, holds},
 };
 

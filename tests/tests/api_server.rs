@@ -1,12 +1,7 @@
 //! The API server judges manifests: every rule, bound and default of the definition, as a user meets them.
 //!
 //! Almost everything is a server-side dry run; what needs a stored object is paused, so that nothing runs.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used
-)]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 #[path = "api_server/bounds.rs"]
 mod bounds;
@@ -112,13 +107,11 @@ fn first_difference(path: &str, applied: &Value, served: &Value) -> Option<Strin
                 None => Some(path),
             }
         }),
-        (Value::Array(applied), Value::Array(served)) if applied.len() == served.len() => applied
-            .iter()
-            .zip(served)
-            .enumerate()
-            .find_map(|(index, (applied, served))| {
+        (Value::Array(applied), Value::Array(served)) if applied.len() == served.len() => {
+            applied.iter().zip(served).enumerate().find_map(|(index, (applied, served))| {
                 first_difference(&format!("{path}/{index}"), applied, served)
-            }),
+            })
+        }
         _ if applied == served => None,
         _ => Some(format!("{path}: {served} instead of {applied}")),
     }
@@ -129,18 +122,9 @@ async fn unknown_fields_are_refused_by_name() {
     sandbox("unknown", async |sandbox| {
         for (spec, field) in [
             (json!({"instanses": 3}), "spec.instanses"),
-            (
-                json!({"backend": {"tokenTTLSeconds": 60}}),
-                "spec.backend.tokenTTLSeconds",
-            ),
-            (
-                json!({"redis": {"storage": {"siz": "1Gi"}}}),
-                "spec.redis.storage.siz",
-            ),
-            (
-                json!({"loadBalancer": {"ingress": {"class": "a"}}}),
-                "spec.loadBalancer.ingress.class",
-            ),
+            (json!({"backend": {"tokenTTLSeconds": 60}}), "spec.backend.tokenTTLSeconds"),
+            (json!({"redis": {"storage": {"siz": "1Gi"}}}), "spec.redis.storage.siz"),
+            (json!({"loadBalancer": {"ingress": {"class": "a"}}}), "spec.loadBalancer.ingress.class"),
         ] {
             let refusal = judge(sandbox, "unknown", &spec, true).await.unwrap_err();
             assert!(
@@ -159,10 +143,7 @@ async fn unknown_fields_are_refused_by_name() {
         let file = file.to_str().unwrap().to_owned();
         let apply = |extra: &str| {
             let namespace = &sandbox.namespace;
-            tool(
-                "kubectl",
-                &["apply", "-n", namespace, "--dry-run=server", extra, "-f", &file],
-            )
+            tool("kubectl", &["apply", "-n", namespace, "--dry-run=server", extra, "-f", &file])
         };
         let strict = apply("--validate=strict");
         assert!(!strict.status.success());
@@ -190,10 +171,7 @@ async fn defaults_are_filled_in_by_the_api_server() {
                 defaults.push((path.to_owned(), default.0.clone()));
             }
         });
-        assert!(
-            defaults.len() > 30,
-            "the definition lost its defaults: {defaults:?}"
-        );
+        assert!(defaults.len() > 30, "the definition lost its defaults: {defaults:?}");
         for (path, default) in defaults {
             // The section that holds the field is given, empty: everything in it is then a default.
             let (section, _) = path.rsplit_once('.').unwrap();
@@ -207,14 +185,8 @@ async fn defaults_are_filled_in_by_the_api_server() {
         }
 
         // An explicit null is an absent field.
-        let object = judge(
-            sandbox,
-            "defaults",
-            &json!({"instances": null, "backend": null}),
-            true,
-        )
-        .await
-        .unwrap();
+        let object =
+            judge(sandbox, "defaults", &json!({"instances": null, "backend": null}), true).await.unwrap();
         assert_eq!(object["spec"]["instances"], json!(1));
         assert_eq!(object["spec"]["backend"]["tokenTtlSeconds"], json!(60));
     })
@@ -227,10 +199,7 @@ async fn the_scale_subresource_reads_and_writes_the_count() {
         let spec = json!({"instances": 2, "paused": true, "loadBalancer": {"type": "None"}});
         judge(sandbox, "scaled", &spec, false).await.unwrap();
         let api: Api<VX11Cluster> = sandbox.api();
-        assert_eq!(
-            api.get_scale("scaled").await.unwrap().spec.unwrap().replicas,
-            Some(2)
-        );
+        assert_eq!(api.get_scale("scaled").await.unwrap().spec.unwrap().replicas, Some(2));
 
         let merge = |count: i32| Patch::Merge(json!({"spec": {"replicas": count}}));
         let parameters = PatchParams::default();
@@ -238,10 +207,7 @@ async fn the_scale_subresource_reads_and_writes_the_count() {
         assert_eq!(written.spec.unwrap().replicas, Some(5));
         assert_eq!(sandbox.cluster("scaled").await.spec.instances, 5);
 
-        let refusal = api
-            .patch_scale("scaled", &parameters, &merge(1001))
-            .await
-            .unwrap_err();
+        let refusal = api.patch_scale("scaled", &parameters, &merge(1001)).await.unwrap_err();
         assert!(refusal.to_string().contains("spec.instances"), "{refusal}");
     })
     .await;
@@ -250,22 +216,15 @@ async fn the_scale_subresource_reads_and_writes_the_count() {
 #[tokio::test]
 async fn kubectl_get_tells_the_story_in_columns() {
     sandbox("columns", async |sandbox| {
-        judge(
-            sandbox,
-            "columns",
-            &json!({"paused": true, "loadBalancer": {"type": "None"}}),
-            false,
-        )
-        .await
-        .unwrap();
+        judge(sandbox, "columns", &json!({"paused": true, "loadBalancer": {"type": "None"}}), false)
+            .await
+            .unwrap();
         let header = |arguments: &[&str]| -> Vec<String> {
             let table = kubectl(&[&["get", "-n", &sandbox.namespace], arguments].concat());
             let line = table.lines().next().unwrap_or_default();
             line.split_whitespace().map(str::to_owned).collect()
         };
-        let narrow = [
-            "NAME", "DESIRED", "READY", "CLIENTS", "CAPACITY", "UTIL%", "REDIS", "STATUS", "AGE",
-        ];
+        let narrow = ["NAME", "DESIRED", "READY", "CLIENTS", "CAPACITY", "UTIL%", "REDIS", "STATUS", "AGE"];
         for name in ["vx11", "vx11cluster", "vx11clusters", "vx11clusters.vx11.io"] {
             assert_eq!(header(&[name]), narrow, "kubectl get {name}");
         }
@@ -283,18 +242,12 @@ async fn kubectl_get_tells_the_story_in_columns() {
 async fn kubectl_explain_says_something_about_every_field() {
     sandbox("explain", async |sandbox| {
         // What `kubectl explain` reads.
-        let request = hyper::Request::get("/openapi/v3/apis/vx11.io/v1alpha1")
-            .body(Vec::new())
-            .unwrap();
+        let request = hyper::Request::get("/openapi/v3/apis/vx11.io/v1alpha1").body(Vec::new()).unwrap();
         let document: Value = sandbox.client.request(request).await.unwrap();
         let schema = &document["components"]["schemas"]["io.vx11.v1alpha1.VX11Cluster"];
         let mut fields = 0;
         explain("spec", &schema["properties"]["spec"]["properties"], &mut fields);
-        explain(
-            "status",
-            &schema["properties"]["status"]["properties"],
-            &mut fields,
-        );
+        explain("status", &schema["properties"]["status"]["properties"], &mut fields);
         assert!(fields > 90, "only {fields} fields are described");
 
         let text = kubectl(&["explain", "vx11cluster.spec.backend.tokenTtlSeconds"]);

@@ -68,15 +68,15 @@ impl Route {
     ) -> Result<Answer, String> {
         let (head, body) = self.send(method, path, headers, body).await?.into_parts();
         let read = tokio::time::timeout(PATIENCE, body.collect()).await;
-        let bytes = read
-            .map_err(|_| format!("{path}: the body did not end"))??
-            .to_bytes();
+        let bytes = read.map_err(|_| format!("{path}: the body did not end"))??.to_bytes();
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        Ok(Answer {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            text,
-        })
+        if path == super::TOKEN
+            && let Ok(answer) = serde_json::from_str::<serde_json::Value>(&text)
+            && let Some(token) = answer["sse_token"].as_str()
+        {
+            super::secrets::issued(token);
+        }
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, text })
     }
 
     /// `GET`, panicking when there is no answer.
@@ -118,10 +118,7 @@ impl Route {
                     let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
                     let client: Client<HttpConnector, Full<Bytes>> =
                         Client::builder(TokioExecutor::new()).build_http();
-                    let answer = client
-                        .request(request)
-                        .await
-                        .map_err(|error| format!("{error:?}"))?;
+                    let answer = client.request(request).await.map_err(|error| format!("{error:?}"))?;
                     Ok(answer.map(|body| body.map_err(|error| error.to_string()).boxed_unsync()))
                 }
                 Self::Pod { client, .. } => {

@@ -13,11 +13,7 @@ pub struct Instance {
 
 impl Instance {
     pub(super) fn new(client: &kube::Client, namespace: &str, name: String) -> Self {
-        Self {
-            name,
-            client: client.clone(),
-            namespace: namespace.to_owned(),
-        }
+        Self { name, client: client.clone(), namespace: namespace.to_owned() }
     }
 
     /// The public port.
@@ -35,9 +31,6 @@ impl Instance {
     fn port(&self, port: u16) -> Route {
         let (namespace, name) = (&self.namespace, &self.name);
         let base = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy");
-        Route::Pod {
-            client: self.client.clone(),
-            base,
-        }
+        Route::Pod { client: self.client.clone(), base }
     }
 }

@@ -1,13 +1,11 @@
-//! The test cluster, the installed operator, and a namespace of its own for each test.
+//! A namespace of its own for each test, and what tests do there.
 
 use std::{
     env,
     fmt::Write,
     panic::AssertUnwindSafe,
-    path::PathBuf,
-    process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::FutureExt;
@@ -17,130 +15,20 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, LogParams, ObjectMeta, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
-use tokio::sync::OnceCell;
 use vx11_crds::VX11Cluster;
 
-use super::{Instance, Route, eventually};
+use super::{
+    Instance, Route, eventually, secrets,
+    tools::{connect, operator_installed},
+};
 
 /// Label of every namespace that tests make.
-const OURS: &str = "vx11.test/sandbox";
+pub(super) const OURS: &str = "vx11.test/sandbox";
 /// How long a cluster may take to become what it should be.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Folder of the test cluster's state.
-#[must_use]
-pub fn state_directory() -> PathBuf {
-    let home = || PathBuf::from(env::var("HOME").unwrap_or_default());
-    let base = || env::var("XDG_STATE_HOME").map_or_else(|_| home().join(".local/state"), PathBuf::from);
-    env::var("VX11_STATE").map_or_else(|_| base().join("vx11"), PathBuf::from)
-}
-
-fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// Runs a command of the test cluster's tools (`kubectl`, `helm`, `docker`) from the repository's root.
-#[must_use]
-pub fn tool(program: &str, arguments: &[&str]) -> Output {
-    let variables = state_directory().join("env");
-    assert!(
-        variables.exists(),
-        "{} is missing: run `make cluster` first",
-        variables.display()
-    );
-    // The shell only reads the variables; arguments are passed on as they are.
-    Command::new("bash")
-        .args(["-c", ". \"$0\" && exec \"$@\""])
-        .arg(variables)
-        .arg(program)
-        .args(arguments)
-        .current_dir(repository())
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}"))
-}
-
-/// Runs kubectl; panics with what it said when it fails.
-pub fn kubectl(arguments: &[&str]) -> String {
-    let output = tool("kubectl", arguments);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(
-        output.status.success(),
-        "kubectl {arguments:?}: {}",
-        text(&output.stderr)
-    );
-    text(&output.stdout)
-}
-
-async fn connect() -> Client {
-    let path = state_directory().join("kubeconfig");
-    let kubeconfig = Kubeconfig::read_from(&path).unwrap_or_else(|error| {
-        panic!(
-            "no test cluster: run `make cluster` first ({}: {error})",
-            path.display()
-        )
-    });
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .unwrap();
-    Client::try_from(config).unwrap()
-}
-
-/// Installs the operator with the chart of this checkout, once a process, and removes what earlier tests left.
-pub async fn operator_installed() {
-    static INSTALLED: OnceCell<()> = OnceCell::const_new();
-    INSTALLED
-        .get_or_init(|| async {
-            let namespaces: Api<Namespace> = Api::all(connect().await);
-            let ours = ListParams::default().labels(OURS);
-            for namespace in namespaces.list(&ours).await.unwrap() {
-                let _ = namespaces
-                    .delete(&namespace.name_any(), &DeleteParams::default())
-                    .await;
-            }
-            // The images keep their tag while they are worked on, so their id tells whether pods are made anew.
-            let image = tool(
-                "docker",
-                &[
-                    "image",
-                    "inspect",
-                    "-f",
-                    "{{.Id}}",
-                    "ghcr.io/vx11/vx11-controller:0.1.0",
-                ],
-            );
-            let image = format!(
-                "podAnnotations.vx11\\.io/image={}",
-                String::from_utf8_lossy(&image.stdout).trim()
-            );
-            let output = tool(
-                "helm",
-                &[
-                    "upgrade",
-                    "--install",
-                    "vx11-operator",
-                    "charts/vx11-operator",
-                    "--namespace",
-                    "vx11-system",
-                    "--create-namespace",
-                    "--set-string",
-                    &image,
-                    "--wait",
-                    "--timeout",
-                    "3m",
-                ],
-            );
-            assert!(
-                output.status.success(),
-                "helm: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-        })
-        .await;
-}
 
 /// A namespace of its own, and what tests do there.
 #[derive(Clone)]
@@ -158,20 +46,20 @@ pub async fn sandbox<T>(name: &str, test: impl AsyncFnOnce(&Sandbox) -> T) -> T 
     operator_installed().await;
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let namespace = format!("{name}-{}-{number}", std::process::id());
-    let sandbox = Sandbox {
-        client: connect().await,
-        namespace,
-    };
+    let sandbox = Sandbox { client: connect().await, namespace };
     sandbox.create_namespace().await;
-    let outcome = AssertUnwindSafe(test(&sandbox)).catch_unwind().await;
+    let begun = Instant::now();
+    let whole = async {
+        let value = test(&sandbox).await;
+        secrets::are_told_nowhere(&sandbox, begun.elapsed()).await;
+        value
+    };
+    let outcome = AssertUnwindSafe(whole).catch_unwind().await;
     if outcome.is_err() {
         eprintln!("{}", sandbox.describe().await);
     }
     let namespaces: Api<Namespace> = Api::all(sandbox.client.clone());
-    namespaces
-        .delete(&sandbox.namespace, &DeleteParams::default())
-        .await
-        .unwrap();
+    namespaces.delete(&sandbox.namespace, &DeleteParams::default()).await.unwrap();
     outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
@@ -182,22 +70,13 @@ impl Sandbox {
             labels: Some([(OURS.to_owned(), "true".to_owned())].into()),
             ..ObjectMeta::default()
         };
-        let namespace = Namespace {
-            metadata,
-            ..Namespace::default()
-        };
-        Api::<Namespace>::all(self.client.clone())
-            .create(&PostParams::default(), &namespace)
-            .await
-            .unwrap();
+        let namespace = Namespace { metadata, ..Namespace::default() };
+        Api::<Namespace>::all(self.client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
     }
 
     /// A second namespace that goes with the sandbox's process.
     pub async fn another(&self) -> Self {
-        let other = Self {
-            client: self.client.clone(),
-            namespace: format!("{}-b", self.namespace),
-        };
+        let other = Self { client: self.client.clone(), namespace: format!("{}-b", self.namespace) };
         other.create_namespace().await;
         other
     }
@@ -213,9 +92,7 @@ impl Sandbox {
 
     /// Applies a cluster of this spec, as YAML; `host` of an Ingress is set so that its route is its own.
     pub async fn apply(&self, name: &str, spec: &str) -> VX11Cluster {
-        self.try_apply(name, spec)
-            .await
-            .unwrap_or_else(|error| panic!("{name}: {error}"))
+        self.try_apply(name, spec).await.unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     /// Like [`Self::apply`], with the API server's refusal as an error.
@@ -231,13 +108,15 @@ impl Sandbox {
         if without.iter().all(|path| cluster.pointer(path).is_none()) {
             cluster["spec"]["loadBalancer"]["host"] = self.host(name).into();
         }
+        // Small requests, so that many clusters fit on a small machine.
+        if cluster.pointer("/spec/backend/resources").is_none() {
+            cluster["spec"]["backend"]["resources"] = serde_json::json!({ "requests": { "cpu": "10m" } });
+        }
         let parameters = PatchParams {
             field_validation: Some(kube::api::ValidationDirective::Strict),
             ..PatchParams::apply("e2e").force()
         };
-        self.api::<VX11Cluster>()
-            .patch(name, &parameters, &Patch::Apply(&cluster))
-            .await
+        self.api::<VX11Cluster>().patch(name, &parameters, &Patch::Apply(&cluster)).await
     }
 
     /// Host name of a cluster's route.
@@ -250,10 +129,7 @@ impl Sandbox {
     #[must_use]
     pub fn ingress(&self, name: &str) -> Route {
         let port = env::var("VX11_HTTP_PORT").unwrap_or_else(|_| "8080".to_owned());
-        Route::Ingress {
-            base: format!("http://127.0.0.1:{port}"),
-            host: self.host(name),
-        }
+        Route::Ingress { base: format!("http://127.0.0.1:{port}"), host: self.host(name) }
     }
 
     /// The cluster as it is now.
@@ -266,22 +142,14 @@ impl Sandbox {
         let cluster = self.cluster(name).await;
         let generation = cluster.metadata.generation;
         let conditions = cluster.status?.conditions;
-        conditions
-            .into_iter()
-            .find(|c| c.type_ == kind && c.observed_generation == generation)
+        conditions.into_iter().find(|c| c.type_ == kind && c.observed_generation == generation)
     }
 
     /// Waits until a condition has this status; panics with the conditions otherwise.
     pub async fn until(&self, name: &str, kind: &str, status: &str) -> Condition {
-        eventually(
-            &format!("{}/{name}: {kind}={status}", self.namespace),
-            PATIENCE,
-            async || {
-                self.condition(name, kind)
-                    .await
-                    .filter(|condition| condition.status == status)
-            },
-        )
+        eventually(&format!("{}/{name}: {kind}={status}", self.namespace), PATIENCE, async || {
+            self.condition(name, kind).await.filter(|condition| condition.status == status)
+        })
         .await
     }
 
@@ -294,40 +162,25 @@ impl Sandbox {
 
     /// A merge patch of the cluster.
     pub async fn patch(&self, name: &str, patch: serde_json::Value) -> VX11Cluster {
-        self.api::<VX11Cluster>()
-            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
-            .await
-            .unwrap()
+        self.api::<VX11Cluster>().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap()
     }
 
     /// The instances whose pods are ready and not on their way out, by name.
     pub async fn instances(&self, name: &str) -> Vec<Instance> {
         let pods = self.pods(name, "backend").await;
-        let serving = pods
-            .iter()
-            .filter(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod));
-        serving
-            .map(|pod| Instance::new(&self.client, &self.namespace, pod.name_any()))
-            .collect()
+        let serving = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod));
+        serving.map(|pod| Instance::new(&self.client, &self.namespace, pod.name_any())).collect()
     }
 
     /// The pods of one component.
     pub async fn pods(&self, name: &str, component: &str) -> Vec<Pod> {
         let selector = format!("app.kubernetes.io/instance={name},app.kubernetes.io/component={component}");
-        self.api::<Pod>()
-            .list(&ListParams::default().labels(&selector))
-            .await
-            .unwrap()
-            .items
+        self.api::<Pod>().list(&ListParams::default().labels(&selector)).await.unwrap().items
     }
 
     /// The generated principal token of a cluster.
     pub async fn principal(&self, name: &str) -> String {
-        let secret = self
-            .api::<Secret>()
-            .get(&format!("{name}-principal-tokens"))
-            .await
-            .unwrap();
+        let secret = self.api::<Secret>().get(&format!("{name}-principal-tokens")).await.unwrap();
         let ByteString(bytes) = &secret.data.unwrap()["principal"];
         String::from_utf8(bytes.clone()).unwrap().trim().to_owned()
     }
@@ -335,9 +188,7 @@ impl Sandbox {
     /// An ephemeral token, issued over `route`.
     pub async fn token(&self, name: &str, route: &Route) -> String {
         let principal = self.principal(name).await;
-        let answer = route
-            .post(super::TOKEN, &[("x-vx11-token", &principal)], "")
-            .await;
+        let answer = route.post(super::TOKEN, &[("x-vx11-token", &principal)], "").await;
         assert_eq!(answer.status, 200, "{}", answer.text);
         answer.json()["sse_token"].as_str().unwrap().to_owned()
     }
@@ -350,30 +201,16 @@ impl Sandbox {
         let body = serde_json::json!({ "data": data }).to_string();
         // The way through the API server may send a request twice.
         let headers = [("x-vx11-token", principal), ("idempotency-key", data)];
-        let answer = route
-            .request(hyper::Method::POST, super::EVENTS, &headers, &body)
-            .await?;
-        if answer.status == 202 {
-            Ok(())
-        } else {
-            Err(format!("{} {}", answer.status, answer.text))
-        }
+        let answer = route.request(hyper::Method::POST, super::EVENTS, &headers, &body).await?;
+        if answer.status == 202 { Ok(()) } else { Err(format!("{} {}", answer.status, answer.text)) }
     }
 
     /// Texts of the events about a cluster.
     pub async fn events(&self, name: &str) -> Vec<String> {
         let selector = format!("involvedObject.kind=VX11Cluster,involvedObject.name={name}");
-        let events = self
-            .api::<Event>()
-            .list(&ListParams::default().fields(&selector))
-            .await
-            .unwrap();
+        let events = self.api::<Event>().list(&ListParams::default().fields(&selector)).await.unwrap();
         let text = |event: &Event| {
-            format!(
-                "{} {}",
-                event.reason.as_deref().unwrap_or(""),
-                event.message.as_deref().unwrap_or("")
-            )
+            format!("{} {}", event.reason.as_deref().unwrap_or(""), event.message.as_deref().unwrap_or(""))
         };
         events.iter().map(text).collect()
     }
@@ -381,37 +218,20 @@ impl Sandbox {
     /// What the namespace looks like, for people who read a failed test.
     async fn describe(&self) -> String {
         let mut text = format!("== namespace {} at the failure ==\n", self.namespace);
-        for cluster in self
-            .api::<VX11Cluster>()
-            .list(&ListParams::default())
-            .await
-            .unwrap()
-        {
-            let _ = writeln!(
-                text,
-                "{}: {}",
-                cluster.name_any(),
-                serde_yaml::to_string(&cluster.status).unwrap()
-            );
+        for cluster in self.api::<VX11Cluster>().list(&ListParams::default()).await.unwrap() {
+            let _ =
+                writeln!(text, "{}: {}", cluster.name_any(), serde_yaml::to_string(&cluster.status).unwrap());
         }
         for event in self.api::<Event>().list(&ListParams::default()).await.unwrap() {
             let about = event.involved_object.name.as_deref().unwrap_or("");
-            let (reason, message) = (
-                event.reason.as_deref().unwrap_or(""),
-                event.message.as_deref().unwrap_or(""),
-            );
+            let (reason, message) =
+                (event.reason.as_deref().unwrap_or(""), event.message.as_deref().unwrap_or(""));
             let _ = writeln!(text, "event {about}: {reason} {message}");
         }
         let pods: Api<Pod> = self.api();
         for pod in pods.list(&ListParams::default()).await.unwrap() {
-            let parameters = LogParams {
-                tail_lines: Some(15),
-                ..LogParams::default()
-            };
-            let log = pods
-                .logs(&pod.name_any(), &parameters)
-                .await
-                .unwrap_or_else(|error| error.to_string());
+            let parameters = LogParams { tail_lines: Some(15), ..LogParams::default() };
+            let log = pods.logs(&pod.name_any(), &parameters).await.unwrap_or_else(|error| error.to_string());
             let _ = writeln!(text, "-- pod {} ready={}\n{log}", pod.name_any(), is_ready(&pod));
         }
         text
@@ -419,11 +239,6 @@ impl Sandbox {
 }
 
 fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    conditions
-        .into_iter()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }

@@ -39,16 +39,11 @@ impl EventStream {
     /// # Errors
     /// The refusal or failure, in words.
     pub async fn open(route: &Route, query: &str, headers: &[(&str, &str)]) -> Result<Self, String> {
-        let answer = route
-            .send(Method::GET, &format!("{STREAM}{query}"), headers, "")
-            .await?;
+        let answer = route.send(Method::GET, &format!("{STREAM}{query}"), headers, "").await?;
         if answer.status() != 200 {
             return Err(format!("the stream was refused with {}", answer.status()));
         }
-        Ok(Self {
-            body: answer.into_body(),
-            text: String::new(),
-        })
+        Ok(Self { body: answer.into_body(), text: String::new() })
     }
 
     /// The next event; `None` at the end of the stream or when nothing comes `within` that time.
@@ -127,11 +122,9 @@ impl Follower {
         let log = Arc::new(Mutex::new(Log::default()));
         let (shared, ready) = (Arc::clone(&log), Arc::clone(&log));
         let task = tokio::spawn(follow(route, token, shared));
-        super::eventually(
-            "a follower gets its snapshot",
-            Duration::from_secs(15),
-            async || ready.lock().unwrap().last.map(|_| ()),
-        )
+        super::eventually("a follower gets its snapshot", Duration::from_secs(15), async || {
+            ready.lock().unwrap().last.map(|_| ())
+        })
         .await;
         Self { log, task }
     }
@@ -176,10 +169,8 @@ impl Drop for Follower {
 async fn follow(route: Route, token: String, log: Arc<Mutex<Log>>) {
     let (mut cursor, mut retry) = (None::<String>, Duration::from_millis(500));
     loop {
-        let headers: Vec<(&str, &str)> = cursor
-            .iter()
-            .map(|cursor| ("last-event-id", cursor.as_str()))
-            .collect();
+        let headers: Vec<(&str, &str)> =
+            cursor.iter().map(|cursor| ("last-event-id", cursor.as_str())).collect();
         match EventStream::open(&route, &format!("?token={token}"), &headers).await {
             Ok(mut stream) => {
                 log.lock().unwrap().connections += 1;

@@ -12,10 +12,7 @@ pub async fn eventually<T>(what: &str, within: Duration, mut look: impl AsyncFnM
         if let Some(value) = look().await {
             return value;
         }
-        assert!(
-            begun.elapsed() < within,
-            "within {within:?} this did not happen: {what}"
-        );
+        assert!(begun.elapsed() < within, "within {within:?} this did not happen: {what}");
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -24,11 +21,7 @@ pub async fn eventually<T>(what: &str, within: Duration, mut look: impl AsyncFnM
 pub async fn holds(what: &str, period: Duration, mut look: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while begun.elapsed() < period {
-        assert!(
-            look().await,
-            "after {:?} this no longer held: {what}",
-            begun.elapsed()
-        );
+        assert!(look().await, "after {:?} this no longer held: {what}", begun.elapsed());
         tokio::time::sleep(LOOK).await;
     }
 }

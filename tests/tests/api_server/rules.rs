@@ -20,21 +20,11 @@ struct Case {
 }
 
 fn case(says: &'static str, passes: Value, refused: Value) -> Case {
-    Case {
-        says,
-        before: None,
-        passes,
-        refused,
-    }
+    Case { says, before: None, passes, refused }
 }
 
 fn change(says: &'static str, before: Value, passes: Value, refused: Value) -> Case {
-    Case {
-        says,
-        before: Some(before),
-        passes,
-        refused,
-    }
+    Case { says, before: Some(before), passes, refused }
 }
 
 /// Every rule but the one on the name, which is no matter of the spec.
@@ -186,17 +176,10 @@ async fn every_rule_lets_pass_and_refuses_with_its_message() {
         });
 
         for (number, case) in cases().into_iter().enumerate() {
-            let full: Vec<_> = messages
-                .iter()
-                .filter(|message| message.starts_with(case.says))
-                .cloned()
-                .collect();
+            let full: Vec<_> =
+                messages.iter().filter(|message| message.starts_with(case.says)).cloned().collect();
             let [message] = full.as_slice() else {
-                panic!(
-                    "`{}` begins {} messages of the definition, not one: {full:?}",
-                    case.says,
-                    full.len()
-                )
+                panic!("`{}` begins {} messages of the definition, not one: {full:?}", case.says, full.len())
             };
             let name = format!("rule-{number}");
             if let Some(mut before) = case.before {
@@ -209,24 +192,14 @@ async fn every_rule_lets_pass_and_refuses_with_its_message() {
             let refusal = judge(sandbox, &name, &case.refused, true)
                 .await
                 .expect_err(&format!("{}: {} passed", case.says, case.refused));
-            assert!(
-                refusal.contains(message.as_str()),
-                "not refused with `{message}` but with: {refusal}"
-            );
+            assert!(refusal.contains(message.as_str()), "not refused with `{message}` but with: {refusal}");
             messages.remove(message);
         }
 
-        let name = messages
-            .iter()
-            .find(|message| message.starts_with(NAME_RULE))
-            .cloned()
-            .unwrap();
+        let name = messages.iter().find(|message| message.starts_with(NAME_RULE)).cloned().unwrap();
         names_are_short_and_plain(sandbox, &name).await;
         messages.remove(&name);
-        assert!(
-            messages.is_empty(),
-            "rules without a case in this table: {messages:#?}"
-        );
+        assert!(messages.is_empty(), "rules without a case in this table: {messages:#?}");
     })
     .await;
 }
@@ -237,9 +210,8 @@ async fn names_are_short_and_plain(sandbox: &vx11_tests::harness::Sandbox, messa
         verdict.unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
     }
     for name in ["1a", "a.b", &"n".repeat(41)] {
-        let refusal = judge(sandbox, name, &json!({}), true)
-            .await
-            .expect_err(&format!("the name {name} passed"));
+        let refusal =
+            judge(sandbox, name, &json!({}), true).await.expect_err(&format!("the name {name} passed"));
         assert!(refusal.contains(message), "{name}: {refusal}");
     }
 }

@@ -1,0 +1,231 @@
+//! The operator itself comes and goes: killed, upgraded, uninstalled, installed again. Clusters do not notice.
+//!
+//! These tests share the one operator, so they take turns.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        coordination::v1::Lease,
+        core::v1::Pod,
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
+use serde_json::json;
+use tokio::sync::{Mutex, MutexGuard};
+use vx11_tests::harness::{
+    Audit, EventStream, OPERATOR, Sandbox, TOKEN, eventually, holds, install_operator, operator_installed,
+    sandbox, tool,
+};
+
+const SYSTEM: &str = "vx11-system";
+/// How long nothing may happen. `make bench` looks for five minutes.
+const QUIET: Duration = Duration::from_mins(1);
+
+async fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::const_new(());
+    TURN.lock().await
+}
+
+/// The pods of a namespace by name, each with what changes when it is replaced or restarted.
+async fn pods(sandbox: &Sandbox) -> BTreeMap<String, (Option<String>, i32)> {
+    let pods = sandbox.api::<Pod>().list(&ListParams::default()).await.unwrap();
+    let identity = |pod: Pod| {
+        let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+        let restarts = statuses.map(|container| container.restart_count).sum();
+        (pod.name_any(), (pod.uid(), restarts))
+    };
+    pods.items.into_iter().map(identity).collect()
+}
+
+/// The versions of the two workloads, which every write to them changes.
+async fn generations(sandbox: &Sandbox) -> (Option<i64>, Option<i64>) {
+    let deployment = sandbox.api::<Deployment>().get("simple-backend").await.unwrap();
+    let set = sandbox.api::<StatefulSet>().get("simple-redis").await.unwrap();
+    (deployment.metadata.generation, set.metadata.generation)
+}
+
+async fn leader(sandbox: &Sandbox) -> Option<String> {
+    let leases: Api<Lease> = Api::namespaced(sandbox.client.clone(), SYSTEM);
+    leases.get_opt("vx11-operator").await.unwrap()?.spec?.holder_identity.filter(|holder| !holder.is_empty())
+}
+
+async fn serves(sandbox: &Sandbox) {
+    let token = sandbox.token("simple", &sandbox.ingress("simple")).await;
+    let mut stream =
+        EventStream::open(&sandbox.ingress("simple"), &format!("?token={token}"), &[]).await.unwrap();
+    stream.until("snapshot", Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn the_next_leader_finishes_what_a_killed_controller_began() {
+    let _turn = turn().await;
+    sandbox("leader", async |sandbox| {
+        let controllers: Api<Pod> = Api::namespaced(sandbox.client.clone(), SYSTEM);
+        let first =
+            eventually("a controller leads", Duration::from_secs(60), async || leader(sandbox).await).await;
+        sandbox.apply("simple", "{instances: 2}").await;
+        // In the middle of its work: something is there, the rest is not.
+        eventually("the first object is there", Duration::from_secs(20), async || {
+            let objects = ListParams::default().labels("app.kubernetes.io/instance=simple");
+            let secrets: Api<k8s_openapi::api::core::v1::Secret> = sandbox.api();
+            (!secrets.list(&objects).await.unwrap().items.is_empty()).then_some(())
+        })
+        .await;
+        controllers.delete(&first, &DeleteParams::default().grace_period(0)).await.unwrap();
+        sandbox.until("simple", "Ready", "True").await;
+        let second = eventually("another controller leads", Duration::from_secs(60), async || {
+            leader(sandbox).await.filter(|leader| *leader != first)
+        })
+        .await;
+        println!("{first} was killed, {second} finished");
+        serves(sandbox).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn uninstalling_leaves_clusters_running_and_installing_again_takes_them_over() {
+    let _turn = turn().await;
+    sandbox("uninstall", async |sandbox| {
+        sandbox.ready("simple", "{instances: 2, backend: {stream: {drainSeconds: 0}}}").await;
+        let (before, written) = (pods(sandbox).await, generations(sandbox).await);
+
+        let removed = tool("helm", &["uninstall", "vx11-operator", "--namespace", SYSTEM, "--wait"]);
+        assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+        let definitions: Api<CustomResourceDefinition> = Api::all(sandbox.client.clone());
+        let definition = definitions.get("vx11clusters.vx11.io").await.unwrap();
+        assert_eq!(definition.metadata.deletion_timestamp, None, "the definition stays");
+        let controllers: Api<Deployment> = Api::namespaced(sandbox.client.clone(), SYSTEM);
+        assert!(controllers.get_opt("vx11-operator").await.unwrap().is_none(), "the controller goes");
+        sandbox.cluster("simple").await;
+        holds("every pod stays as it was", Duration::from_secs(3), async || pods(sandbox).await == before)
+            .await;
+        serves(sandbox).await;
+
+        // A change that nobody carries out yet.
+        sandbox.patch("simple", json!({ "spec": { "instances": 1 } })).await;
+        install_operator(&[]);
+        sandbox.until("simple", "Ready", "True").await;
+        eventually("the change is carried out", Duration::from_secs(60), async || {
+            (sandbox.pods("simple", "backend").await.len() == 1).then_some(())
+        })
+        .await;
+        for (name, identity) in pods(sandbox).await {
+            assert_eq!(before.get(&name), Some(&identity), "{name} was not touched");
+        }
+        let now = generations(sandbox).await;
+        assert_eq!(now.1, written.1, "the Redis was not written to");
+        assert_eq!(now.0, written.0.map(|generation| generation + 1), "the count alone was written");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upgrade_replaces_controllers_and_touches_no_cluster() {
+    let _turn = turn().await;
+    sandbox("upgrade", async |sandbox| {
+        sandbox.ready("simple", "{instances: 2}").await;
+        let (before, written) = (pods(sandbox).await, generations(sandbox).await);
+        let leading = leader(sandbox).await;
+        let principal = sandbox.principal("simple").await;
+        let route = sandbox.ingress("simple");
+
+        let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+        let requests = tokio::spawn(async move {
+            let mut answered = 0;
+            while stopped.try_recv().is_err() {
+                let answer = route.post(TOKEN, &[("x-vx11-token", &principal)], "").await;
+                assert_eq!(answer.status, 200, "request {answered}: {}", answer.text);
+                answered += 1;
+            }
+            answered
+        });
+        tokio::task::spawn_blocking(|| install_operator(&["--set", "logLevel=debug"])).await.unwrap();
+        eventually("a new controller leads", Duration::from_secs(60), async || {
+            leader(sandbox).await.filter(|now| Some(now) != leading.as_ref())
+        })
+        .await;
+        let mut audit = Audit::from_now();
+        sandbox.until("simple", "Ready", "True").await;
+        // It has read everything anew, and found nothing to write.
+        holds("the new leader writes nothing", Duration::from_secs(5), async || {
+            let asked = audit.read(OPERATOR);
+            let writes: Vec<_> = asked
+                .iter()
+                .filter(|asked| {
+                    asked.namespace == sandbox.namespace && asked.is_write() && asked.resource != "events"
+                })
+                .collect();
+            assert!(writes.is_empty(), "{writes:?}");
+            true
+        })
+        .await;
+        let _ = stop.send(());
+        assert!(requests.await.unwrap() > 50, "requests went on all the while");
+        assert_eq!(pods(sandbox).await, before, "no pod was replaced or restarted");
+        assert_eq!(generations(sandbox).await, written, "no workload was written to");
+        tokio::task::spawn_blocking(|| install_operator(&[])).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quiet_operator_writes_nothing() {
+    let _turn = turn().await;
+    sandbox("quiet", async |sandbox| {
+        let alone = "{instances: 1, redis: {type: None}}";
+        sandbox.ready("simple", "{instances: 2}").await;
+        sandbox.ready("alone", alone).await;
+        sandbox.ready("scaled", "{autoscaling: {maxInstances: 2}, redis: {persistence: false}}").await;
+        let mut audit = Audit::from_now();
+        let mut writes = async || {
+            let mut asked = audit.read(OPERATOR);
+            asked.retain(|asked| asked.is_write() && asked.namespace == sandbox.namespace);
+            asked
+        };
+        // What becoming Ready still has to say.
+        let mut silent = std::time::Instant::now();
+        eventually("ten seconds without a write after Ready", Duration::from_mins(1), async || {
+            if !writes().await.is_empty() {
+                silent = std::time::Instant::now();
+            }
+            (silent.elapsed() > Duration::from_secs(10)).then_some(())
+        })
+        .await;
+        holds("the operator writes nothing", QUIET, async || {
+            let writes = writes().await;
+            assert!(writes.is_empty(), "{writes:?}");
+            true
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_chart_is_linted_and_renders_for_the_cluster_it_is_installed_in() {
+    let _turn = turn().await;
+    operator_installed().await;
+    let lint = tool("helm", &["lint", "--strict", "charts/vx11-operator"]);
+    assert!(lint.status.success(), "{}", String::from_utf8_lossy(&lint.stdout));
+    let render = [
+        "template",
+        "vx11-operator",
+        "charts/vx11-operator",
+        "--namespace",
+        SYSTEM,
+        "--validate",
+        "--is-upgrade",
+    ];
+    let rendered = tool("helm", &render);
+    assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+    let wrong = tool("helm", &["template", "charts/vx11-operator", "--set", "replica=3"]);
+    assert!(!wrong.status.success(), "an unknown value is refused");
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("replica"));
+}
