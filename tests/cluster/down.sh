@@ -4,15 +4,18 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 . "$CLUSTER_DIR/engine.sh"
 
-exec 9>"$VX11_STATE/lock"
-flock -w 60 9 || fail "another run holds $VX11_STATE/lock"
-
-if docker info >/dev/null 2>&1; then
-  step "removing the kind cluster $CLUSTER"
-  if command -v kind >/dev/null; then kind delete cluster -q --name "$CLUSTER" || true; fi
-  docker ps -aq --filter "label=io.x-k8s.kind.cluster=$CLUSTER" | xargs -r docker rm -f >/dev/null
+if [ "${VX11_CLUSTER:-kind}" = existing ]; then
+  step "the existing cluster is not ours to remove"
+  exit 0
 fi
-if engine_is_ours; then step "stopping our Docker engine"; fi
-engine_down
-rm -rf "${VX11_STATE:?}"/{kubeconfig,env,audit,policy,kind.yaml,nodes,registry,smoke-passed,images,contour,node-image}
+locked lock
+
+if engine_is_ours; then
+  step "removing the kind cluster $CLUSTER and our Docker engine"
+  engine_down
+elif command -v docker >/dev/null && engine_answers; then
+  step "removing the kind cluster $CLUSTER"
+  docker ps -aq --filter "label=io.x-k8s.kind.cluster=$CLUSTER" | xargs -r docker rm -f -v >/dev/null
+fi
+rm -rf "${VX11_STATE:?}"/{kubeconfig,env,audit,policy,kind.yaml,nodes,registry,complete,loaded,smoke-passed,images,contour,node-image}
 step "done; builds and images stay in $VX11_CACHE"

@@ -1,33 +1,61 @@
 # shellcheck shell=bash
 # A Docker engine: the user's when one answers, else one of our own with its own data, socket and process id.
+# What it changes on the host, and how that is taken back, is in host.sh.
 
 ENGINE=$VX11_STATE/engine
 ENGINE_DATA=$VX11_CACHE/docker
+# shellcheck source=host.sh
+. "$CLUSTER_DIR/host.sh"
 
 engine_up() {
-  if ! engine_is_ours && docker info >/dev/null 2>&1; then
+  if ! engine_is_ours && engine_answers; then
     step "using the Docker engine that answers here"
     return
   fi
+  if engine_is_ours && engine_answers; then return; fi
   prerequisites_engine
+  refuse_second_engine
   mkdir -p "$ENGINE"
+  remember_host
   touch "$ENGINE/ours"
   export DOCKER_HOST=unix://$ENGINE/docker.sock
-  if docker info >/dev/null 2>&1; then return; fi
   step "starting a Docker engine of our own"
-  remember_network
+  engine_start || {
+    tail -n 25 "$ENGINE/dockerd.log" >&2
+    fail "our Docker engine did not start; the whole log is $ENGINE/dockerd.log"
+  }
+}
+
+# Two engines on one network or on one data folder break each other.
+refuse_second_engine() {
+  local pid owner
+  for pid in $(pgrep -x dockerd || true); do
+    if [ "$(readlink "/proc/$pid/ns/net")" != "$(readlink /proc/self/ns/net)" ] || runs_here "$pid"; then continue; fi
+    fail "a Docker engine runs here (process $pid) but does not answer: point DOCKER_HOST to its socket, or stop it"
+  done
+  owner=$(cat "$ENGINE_DATA.owner" 2>/dev/null || true)
+  if [ -n "$owner" ] && [ "$owner" != "$ENGINE" ] && pgrep -f -- "--pidfile $owner/dockerd.pid" >/dev/null; then
+    fail "the engine of $owner uses $ENGINE_DATA: run down.sh with its VX11_STATE, or set another VX11_CACHE"
+  fi
+}
+
+# The engine does without its default bridge (kind makes its own network), and containers outlive a dockerd that
+# died, so that starting it again is all the repair a cluster needs.
+engine_start() {
   stop_engine
+  echo "$ENGINE" >"$ENGINE_DATA.owner"
   write_runtime_shim
-  printf '{"runtimes":{"vx11":{"path":"%s"}},"default-runtime":"vx11"}' "$ENGINE/runc" >"$ENGINE/daemon.json"
+  printf '{"runtimes": {"vx11": {"path": "%s"}}, "default-runtime": "vx11", "bridge": "none", "live-restore": true}' \
+    "$ENGINE/runc" >"$ENGINE/daemon.json"
   setsid nohup dockerd --config-file "$ENGINE/daemon.json" --data-root "$ENGINE_DATA" --exec-root "$ENGINE/exec" \
     --pidfile "$ENGINE/dockerd.pid" -H "$DOCKER_HOST" --storage-driver overlay2 \
-    >"$ENGINE/dockerd.log" 2>&1 </dev/null &
+    >"$ENGINE/dockerd.log" 2>&1 </dev/null 9>&- &
+  local _
   for _ in $(seq 150); do
-    if docker info >/dev/null 2>&1; then return; fi
+    if engine_answers; then return; fi
     sleep 0.2
   done
-  tail -n 25 "$ENGINE/dockerd.log" >&2
-  fail "our Docker engine did not start; the whole log is $ENGINE/dockerd.log"
+  return 1
 }
 
 # Where root itself lacks CAP_SYS_RESOURCE (some sandboxes), runc cannot grant it: ask it for less there.
@@ -72,62 +100,54 @@ PY
   chmod +x "$ENGINE/runc"
 }
 
-# What the engine changes on the host and does not change back.
-remember_network() {
-  [ -e "$ENGINE/network" ] && return
-  {
-    echo "forward4=$(iptables -S FORWARD 2>/dev/null | sed -n 's/^-P FORWARD //p')"
-    echo "forward6=$(ip6tables -S FORWARD 2>/dev/null | sed -n 's/^-P FORWARD //p')"
-    echo "ip_forward=$(cat /proc/sys/net/ipv4/ip_forward)"
-  } >"$ENGINE/network"
+# runs_here PID: whether that process is part of our engine. Process ids are used again after a crash or a reboot,
+# so the command line has to name our folder; a dead process that nobody has waited for has none.
+runs_here() { { tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null | grep -qF -- "$ENGINE/"; }
+
+stop_process() { # stop_process PID-FILE
+  local pid _
+  pid=$(cat "$1" 2>/dev/null) || return 0
+  runs_here "$pid" || return 0
+  kill "$pid" 2>/dev/null || return 0
+  for _ in $(seq 150); do
+    runs_here "$pid" || return 0
+    sleep 0.1
+  done
+  kill -KILL "$pid" 2>/dev/null || true
 }
 
+# Ends dockerd and its containerd; containers go on.
 stop_engine() {
-  local pid
-  pid=$(cat "$ENGINE/dockerd.pid" 2>/dev/null || true)
-  if [ -n "$pid" ] && grep -qs dockerd "/proc/$pid/comm"; then
-    kill "$pid"
-    for _ in $(seq 150); do
-      kill -0 "$pid" 2>/dev/null || break
-      sleep 0.2
-    done
-  fi
-  # containerd is its child and outlives a dockerd that was killed.
-  pid=$(cat "$ENGINE/exec/containerd/containerd.pid" 2>/dev/null || true)
-  if [ -n "$pid" ] && grep -qs containerd "/proc/$pid/comm"; then kill "$pid"; fi
-  rm -f "$ENGINE/dockerd.pid" "$ENGINE/docker.sock"
-  awk -v a="$ENGINE/" -v b="$ENGINE_DATA/" 'index($2, a) == 1 || index($2, b) == 1 {print $2}' /proc/mounts |
-    sort -r | xargs -r -n 1 umount -l 2>/dev/null || true
+  stop_process "$ENGINE/dockerd.pid"
+  stop_process "$ENGINE/exec/containerd/containerd.pid"
+  # A dockerd waits in vain for a containerd whose process id is still taken, be it by a dead process.
+  rm -f "$ENGINE/dockerd.pid" "$ENGINE/docker.sock" "$ENGINE/exec/containerd/containerd.pid"
 }
 
-# Stops our engine and takes back its bridges and firewall rules. Images stay in the cache.
+# Removes every container and network of our engine, stops it, and leaves the host as it was. Images stay in the
+# cache. An engine that crashed is started once more: it knows best what it left behind.
 engine_down() {
   engine_is_ours || return 0
-  local bridges=()
-  if docker info >/dev/null 2>&1; then
-    mapfile -t bridges < <(docker network ls -q --filter driver=bridge --no-trunc | cut -c1-12)
-    docker network rm kind >/dev/null 2>&1 || true
+  if ! engine_answers; then engine_start || step "our engine does not start any more: cleaning up without it"; fi
+  if engine_answers; then
+    remember_bridges
+    docker ps -aq | xargs -r -n 1 -P 4 docker rm -f -v >/dev/null || true
+    docker network ls -q --filter type=custom | xargs -r docker network rm >/dev/null || true
+    docker volume prune -f >/dev/null || true
   fi
   stop_engine
-  ip link delete docker0 2>/dev/null || true
-  for bridge in "${bridges[@]}"; do ip link delete "br-$bridge" 2>/dev/null || true; done
-  remove_docker_rules iptables
-  remove_docker_rules ip6tables
-  if [ -e "$ENGINE/network" ]; then
-    # shellcheck disable=SC1091
-    . "$ENGINE/network"
-    if [ -n "${forward4:-}" ]; then iptables -P FORWARD "$forward4"; fi
-    if [ -n "${forward6:-}" ]; then ip6tables -P FORWARD "$forward6" 2>/dev/null || true; fi
-    echo "${ip_forward:-1}" >/proc/sys/net/ipv4/ip_forward
-  fi
-  rm -rf "$ENGINE"
+  end_containers
+  restore_host
+  rm -rf "$ENGINE" "$ENGINE_DATA.owner"
 }
 
-# Every rule and chain that names DOCKER or a bridge of the engine; the others stay as they are.
-remove_docker_rules() {
-  command -v "$1-save" >/dev/null || return 0
-  local before
-  before=$("$1-save" 2>/dev/null) || return 0
-  grep -qE 'DOCKER|docker0|br-[0-9a-f]{12}' <<<"$before" || return 0
-  grep -vE 'DOCKER|docker0|br-[0-9a-f]{12}' <<<"$before" | "$1-restore"
+# Containers whose engine is gone: each hangs on a shim that names our folder.
+end_containers() {
+  local shim
+  for shim in $(pgrep -f -- "containerd-shim.* -address $ENGINE/" || true); do
+    runs_here "$shim" || continue
+    # The shim ends by itself when its container has; the kernel ends all else in the container's process space.
+    pkill -KILL -P "$shim" || true
+    kill "$shim" 2>/dev/null || true
+  done
 }

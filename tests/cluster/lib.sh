@@ -7,15 +7,19 @@ ROOT=$(cd "$CLUSTER_DIR/../.." && pwd)
 # shellcheck source=versions.env
 . "$CLUSTER_DIR/versions.env"
 
-export VX11_STATE=${VX11_STATE:-${XDG_STATE_HOME:-$HOME/.local/state}/vx11}
-export VX11_CACHE=${VX11_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vx11}
+VX11_STATE=${VX11_STATE:-${XDG_STATE_HOME:-$HOME/.local/state}/vx11}
+VX11_CACHE=${VX11_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vx11}
+mkdir -p "$VX11_STATE" "$VX11_CACHE"
+# As the kernel names them: they are compared with mount points, and Docker mounts parts of them.
+VX11_STATE=$(cd "$VX11_STATE" && pwd -P)
+VX11_CACHE=$(cd "$VX11_CACHE" && pwd -P)
+export VX11_STATE VX11_CACHE
 CLUSTER=${VX11_CLUSTER_NAME:-vx11}
 HTTP_PORT=${VX11_HTTP_PORT:-8080}
 BIN=$VX11_CACHE/bin/kubernetes-$KUBERNETES_VERSION
-TOOLS=$VX11_CACHE/bin/tools-kind$KIND_VERSION-contour$CONTOUR_VERSION
+TOOLS=$VX11_CACHE/bin/tools-kind$KIND_VERSION-contour$CONTOUR_VERSION-$(sha256sum "$CLUSTER_DIR/build/tools/go.mod" | cut -c1-8)
 KUBECONFIG_FILE=$VX11_STATE/kubeconfig
 export PATH="$BIN:$TOOLS:$PATH"
-mkdir -p "$VX11_STATE" "$VX11_CACHE"
 
 # Seconds since the first script of this run began.
 export VX11_STARTED=${VX11_STARTED:-$(date +%s)}
@@ -33,18 +37,33 @@ logged() {
   local log=$VX11_STATE/log/$1.log pid dots=0
   shift
   mkdir -p "$VX11_STATE/log"
+  # A process group of its own, so that an interrupt ends all of it: nothing may go on building or creating.
+  set -m
   "$@" >"$log" 2>&1 </dev/null &
   pid=$!
+  set +m
+  # shellcheck disable=SC2064  # the id of now
+  trap "kill -- -$pid 2>/dev/null; exit 130" INT TERM HUP
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.1
     dots=$((dots + 1))
     if [ $((dots % 20)) = 0 ]; then printf '.'; fi
   done
   if [ "$dots" -ge 20 ]; then printf '\n'; fi
+  trap - INT TERM HUP
   if ! wait "$pid"; then
     tail -n 25 "$log" >&2
     fail "$1 failed; the whole log is $log"
   fi
+}
+
+# locked FILE: one run at a time, for as long as this shell lives. The lock is descriptor 9: close it (9>&-) for
+# whatever outlives the shell.
+locked() {
+  exec 9>"$VX11_STATE/$1"
+  if flock -n 9; then return; fi
+  step "waiting for another run that holds $VX11_STATE/$1"
+  flock -w 1800 9 || fail "another run still holds $VX11_STATE/$1"
 }
 
 # wait_for SECONDS WHAT COMMAND…: until the command succeeds; says what did not happen.
@@ -59,5 +78,6 @@ wait_for() {
 
 # The Docker engine in use: the user's when it answers, else ours.
 engine_is_ours() { [ -e "$VX11_STATE/engine/ours" ]; }
+engine_answers() { timeout 10 docker info >/dev/null 2>&1; }
 if engine_is_ours; then export DOCKER_HOST=unix://$VX11_STATE/engine/docker.sock; fi
 export DOCKER_BUILDKIT=0

@@ -5,15 +5,14 @@ PATH_LINE='ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 # Sets NODE_IMAGE; $VX11_STATE/registry says "yes" where images can be pulled.
 node_image() {
-  if docker image inspect "$KIND_NODE_IMAGE" >/dev/null 2>&1 ||
-    { ! engine_is_ours && timeout 600 docker pull -q "$KIND_NODE_IMAGE" >/dev/null 2>&1; }; then
+  if docker image inspect "$KIND_NODE_IMAGE" >/dev/null 2>&1 || pull_node_image; then
     NODE_IMAGE=$KIND_NODE_IMAGE
     echo yes >"$VX11_STATE/registry"
     return
   fi
   echo no >"$VX11_STATE/registry"
   local inputs
-  inputs=$(cat "$CLUSTER_DIR/versions.env" "$CLUSTER_DIR/node-image.sh" "$CLUSTER_DIR/manifests/default-storage.yaml" |
+  inputs=$(cat "$CLUSTER_DIR"/{versions.env,rootfs.sh,node-image.sh,manifests/default-storage.yaml,build/*/go.mod} |
     sha256sum | cut -c1-12)
   NODE_IMAGE=vx11/kind-node:$KUBERNETES_VERSION-$inputs
   if docker image inspect "$NODE_IMAGE" >/dev/null 2>&1; then return; fi
@@ -21,6 +20,13 @@ node_image() {
   node_binaries
   ingress_binaries
   build_node_image
+}
+
+# Only with an engine that was here before us: whoever runs one has a way to a registry, or an answer at once.
+pull_node_image() {
+  if engine_is_ours; then return 1; fi
+  step "pulling $KIND_NODE_IMAGE"
+  timeout 600 docker pull -q "$KIND_NODE_IMAGE" >/dev/null 2>&1
 }
 
 build_node_image() {
@@ -34,6 +40,8 @@ build_node_image() {
   step "node image $NODE_IMAGE"
   logged node-commit commit_node_image
   rm -rf "$WORK"
+  # Node images of earlier versions; one that still runs stays.
+  docker images -q vx11/kind-node --filter "before=$NODE_IMAGE" | xargs -r docker rmi >/dev/null 2>&1 || true
 }
 
 # image NAME FOLDER DOCKERFILE-LINE…: an image of just that folder.
@@ -43,23 +51,6 @@ image() {
   { printf '%s\n' 'FROM scratch' 'COPY . /' "$@"; } >"$folder.Dockerfile"
   docker build -q -t "$name" -f "$folder.Dockerfile" "$folder"
   echo "$name" >>"$WORK/names"
-}
-
-# with_libraries FOLDER PROGRAM…: copies the shared libraries that the programs load.
-with_libraries() {
-  local folder=$1 library
-  shift
-  for library in $(ldd "$@" 2>/dev/null | grep -oE '/[^ ]+\.so[^ :]*' | sort -u); do
-    mkdir -p "$folder$(dirname "$library")"
-    cp -L "$library" "$folder$library"
-  done
-}
-
-busybox_into() {
-  mkdir -p "$1/bin" "$1/tmp" "$1/etc"
-  cp "$(command -v busybox)" "$1/bin/busybox"
-  local applet
-  for applet in $(busybox --list); do [ -e "$1/bin/$applet" ] || ln -s busybox "$1/bin/$applet"; done
 }
 
 preloaded_images() {
@@ -157,7 +148,7 @@ node_rootfs() {
 
 # The root file system with the images preloaded into its containerd.
 commit_node_image() {
-  local entrypoint='ENTRYPOINT ["/usr/local/bin/entrypoint","/sbin/init"]' builder=vx11-node-build
+  local entrypoint='ENTRYPOINT ["/usr/local/bin/entrypoint","/sbin/init"]' builder=$CLUSTER-node-build
   tar -C "$WORK/rootfs" -c . | docker import - vx11/node-rootfs:build
   # docker import takes no STOPSIGNAL; a build does, and the commit below keeps it.
   printf 'FROM vx11/node-rootfs:build\nENV container=docker\nSTOPSIGNAL SIGRTMIN+3\n%s\n' "$entrypoint" |

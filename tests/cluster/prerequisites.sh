@@ -1,9 +1,9 @@
 # shellcheck shell=bash
 # The programs the other scripts call: installed where we may, named with their remedy where not.
 
-# need COMMAND DEBIAN-PACKAGE: remembers the package when the command is missing.
+# need COMMAND-OR-FILE DEBIAN-PACKAGE: remembers the package when it is missing.
 missing=()
-need() { command -v "$1" >/dev/null || missing+=("$2"); }
+need() { [ -e "$1" ] || command -v "$1" >/dev/null || missing+=("$2"); }
 
 install_missing() {
   [ ${#missing[@]} -gt 0 ] || return 0
@@ -12,23 +12,25 @@ install_missing() {
   fi
   step "Debian packages: ${missing[*]}"
   logged apt-update apt-get update -qq
-  # No service of these packages may start by itself: a policy file says so while they install.
-  local policy=/usr/sbin/policy-rc.d ours=
+  logged apt-install install_quietly "${missing[@]}"
+  missing=()
+}
+
+# No service of these packages may start by itself: a policy file says so while they install.
+install_quietly() {
+  local policy=/usr/sbin/policy-rc.d
   if [ ! -e "$policy" ]; then
+    # shellcheck disable=SC2064  # the path of now
+    trap "rm -f $policy" EXIT
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod +x "$policy"
-    ours=1
   fi
-  DEBIAN_FRONTEND=noninteractive logged apt-install apt-get install -y -qq --no-install-recommends "${missing[@]}"
-  if [ -n "$ours" ]; then rm -f "$policy"; fi
-  missing=()
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
 }
 
 prerequisites_common() {
   need jq jq
   need curl curl
-  need gcc gcc
-  need openssl openssl
   install_missing
   command -v go >/dev/null || fail "Go 1.25 or later is needed to build kind and helm: https://go.dev/doc/install"
   command -v cargo >/dev/null || fail "Rust is needed to build the images: https://rustup.rs"
@@ -36,6 +38,8 @@ prerequisites_common() {
 
 # What a node image and stand-in images out of registry packages need.
 prerequisites_node_image() {
+  need gcc gcc
+  need /usr/include/stdio.h libc6-dev
   need debootstrap debootstrap
   need busybox busybox-static
   need conntrack conntrack
@@ -48,6 +52,9 @@ prerequisites_node_image() {
 
 prerequisites_engine() {
   need dockerd docker.io
+  need python3 python3
+  need ip iproute2
+  need nft nftables
   need xtables-nft-multi iptables
   install_missing
   [ "$(id -u)" = 0 ] || fail "no Docker engine answers, and starting one needs root; start Docker and run again"

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # Proves, before anything else runs, what a Ready cluster can still lack: DNS, a Service with several
-# endpoints, a volume, and a kube-proxy whose rules were accepted.
+# endpoints, a volume, a kube-proxy whose rules were accepted, and the Ingress port on 127.0.0.1.
 
 smoke_test() {
   if [ -e "$VX11_STATE/smoke-passed" ]; then return; fi
-  step "smoke test: DNS, a Service with three endpoints, a volume, kube-proxy"
+  step "smoke test: DNS, a Service with three endpoints, a volume, kube-proxy, the Ingress"
   logged smoke run_smoke_test
   touch "$VX11_STATE/smoke-passed"
 }
@@ -28,5 +28,7 @@ run_smoke_test() {
     echo "kube-proxy could not install its rules"
     return 1
   fi
+  wait_for 30 "an answer from an Ingress at http://127.0.0.1:$HTTP_PORT" \
+    curl -sf -m 5 -H 'Host: smoke.vx11.test' "http://127.0.0.1:$HTTP_PORT/"
   kctl delete namespace "$namespace" --wait=false
 }
