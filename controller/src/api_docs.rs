@@ -18,16 +18,10 @@ pub fn render(definition: &CustomResourceDefinition) -> String {
     let _ = writeln!(page, "# API: {kind} (`{}`)\n", spec.group);
     for version in &spec.versions {
         let _ = writeln!(page, "Version `{}`.\n", version.name);
-        let root = version
-            .schema
-            .as_ref()
-            .and_then(|schema| schema.open_api_v3_schema.as_ref());
+        let root = version.schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref());
         if let Some(root) = root {
             for section in ["spec", "status"] {
-                if let Some(schema) = root
-                    .properties
-                    .as_ref()
-                    .and_then(|properties| properties.get(section))
+                if let Some(schema) = root.properties.as_ref().and_then(|properties| properties.get(section))
                 {
                     let _ = writeln!(page, "## {section}\n");
                     let mut rules = Vec::new();
@@ -47,11 +41,7 @@ pub fn render(definition: &CustomResourceDefinition) -> String {
                 "## Columns of `kubectl get`\n\n| Column | Shown | What it is |\n|---|---|---|"
             );
             for column in columns {
-                let shown = if column.priority.unwrap_or(0) > 0 {
-                    "with `-o wide`"
-                } else {
-                    "always"
-                };
+                let shown = if column.priority.unwrap_or(0) > 0 { "with `-o wide`" } else { "always" };
                 let text = cell(column.description.as_deref().unwrap_or_default());
                 let _ = writeln!(page, "| {} | {shown} | {text} |", column.name);
             }
@@ -83,23 +73,15 @@ fn write_rows(page: &mut String, path: &str, schema: &JSONSchemaProps, rules: &m
 }
 
 fn collect_rules(schema: &JSONSchemaProps, rules: &mut Vec<String>) {
-    rules.extend(
-        schema
-            .x_kubernetes_validations
-            .iter()
-            .flatten()
-            .filter_map(|rule| rule.message.clone()),
-    );
+    rules.extend(schema.x_kubernetes_validations.iter().flatten().filter_map(|rule| rule.message.clone()));
 }
 
 fn write_rules(page: &mut String, rules: &[String]) {
     if rules.is_empty() {
         return;
     }
-    let _ = writeln!(
-        page,
-        "The API server refuses a manifest that breaks one of these rules, in these words:\n"
-    );
+    let _ =
+        writeln!(page, "The API server refuses a manifest that breaks one of these rules, in these words:\n");
     for rule in rules {
         let _ = writeln!(page, "- {}", cell(rule));
     }
@@ -109,11 +91,8 @@ fn write_rules(page: &mut String, rules: &[String]) {
 fn type_of(schema: &JSONSchemaProps) -> String {
     let name = schema.type_.as_deref().unwrap_or("any");
     if let Some(values) = &schema.enum_ {
-        let values: Vec<String> = values
-            .iter()
-            .filter_map(|value| value.0.as_str())
-            .map(|value| format!("`{value}`"))
-            .collect();
+        let values: Vec<String> =
+            values.iter().filter_map(|value| value.0.as_str()).map(|value| format!("`{value}`")).collect();
         return values.join(", ");
     }
     // Bounds are whole numbers in this API.
@@ -132,10 +111,7 @@ fn type_of(schema: &JSONSchemaProps) -> String {
 
 /// Text that does not break out of a table's cell.
 fn cell(text: &str) -> String {
-    text.split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
-        .replace('|', "\\|")
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }
 
 #[cfg(test)]

@@ -11,4 +11,4 @@ pub mod network_policy;
 pub mod redis;
 
 #[cfg(test)]
-pub mod fixture;
+pub(crate) mod fixture;

@@ -123,16 +123,8 @@ impl Cache {
             .find(|owner| owner.controller == Some(true))
             .map(|owner| owner.uid.clone());
         let mut clusters = self.lock();
-        let entry = clusters
-            .entry(cluster.clone())
-            .or_default()
-            .entry((kind, name.clone()))
-            .or_default();
-        entry.seen = Some(Seen {
-            uid: uid.clone(),
-            version: version.clone(),
-            owner_uid,
-        });
+        let entry = clusters.entry(cluster.clone()).or_default().entry((kind, name.clone())).or_default();
+        entry.seen = Some(Seen { uid: uid.clone(), version: version.clone(), owner_uid });
     }
 
     /// A watch saw an object go.
@@ -219,11 +211,7 @@ impl Cache {
             return;
         };
         let mut clusters = self.lock();
-        let entry = clusters
-            .entry(cluster.clone())
-            .or_default()
-            .entry((kind, name.clone()))
-            .or_default();
+        let entry = clusters.entry(cluster.clone()).or_default().entry((kind, name.clone())).or_default();
         let agreed = agreed.or_else(|| {
             entry
                 .known
@@ -297,10 +285,7 @@ mod tests {
     const KIND: Kind = Kind::Service;
 
     fn key() -> ClusterKey {
-        ClusterKey {
-            namespace: "simple-namespace".to_owned(),
-            name: "simple-cluster".to_owned(),
-        }
+        ClusterKey { namespace: "simple-namespace".to_owned(), name: "simple-cluster".to_owned() }
     }
 
     fn version(uid: &str, version: &str) -> ObjectMeta {

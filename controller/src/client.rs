@@ -99,16 +99,9 @@ impl LeaderClient {
     /// A client behind a guard. `identity` names this process in events.
     #[must_use]
     pub fn new(client: Client, guard: LeaseGuard, metrics: Arc<Metrics>, identity: &str) -> Self {
-        let reporter = Reporter {
-            controller: names::OBJECT_MANAGER.to_owned(),
-            instance: Some(identity.to_owned()),
-        };
-        Self {
-            recorder: Recorder::new(client.clone(), reporter),
-            client,
-            guard,
-            metrics,
-        }
+        let reporter =
+            Reporter { controller: names::OBJECT_MANAGER.to_owned(), instance: Some(identity.to_owned()) };
+        Self { recorder: Recorder::new(client.clone(), reporter), client, guard, metrics }
     }
 
     fn api(&self, kind: Kind, namespace: &str) -> Api<DynamicObject> {
@@ -184,10 +177,8 @@ impl LeaderClient {
         object: &DynamicObject,
     ) -> Result<DynamicObject, ClientError> {
         self.check()?;
-        let params = PostParams {
-            field_manager: Some(names::OBJECT_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
+        let params =
+            PostParams { field_manager: Some(names::OBJECT_MANAGER.to_owned()), ..PostParams::default() };
         let created = within_deadline(self.api(kind, namespace).create(&params, object)).await?;
         self.metrics.wrote(kind.as_str(), Verb::Create);
         Ok(created)
@@ -202,15 +193,10 @@ impl LeaderClient {
         patch: &Value,
     ) -> Result<DynamicObject, ClientError> {
         self.check()?;
-        let params = PatchParams {
-            field_manager: Some(names::OBJECT_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        let patched = within_deadline(
-            self.api(kind, namespace)
-                .patch(name, &params, &Patch::Merge(patch)),
-        )
-        .await?;
+        let params =
+            PatchParams { field_manager: Some(names::OBJECT_MANAGER.to_owned()), ..PatchParams::default() };
+        let patched =
+            within_deadline(self.api(kind, namespace).patch(name, &params, &Patch::Merge(patch))).await?;
         self.metrics.wrote(kind.as_str(), Verb::Patch);
         Ok(patched)
     }
@@ -228,10 +214,7 @@ impl LeaderClient {
         self.check()?;
         let params = DeleteParams {
             propagation_policy: Some(propagation),
-            preconditions: Some(Preconditions {
-                uid: Some(uid.to_owned()),
-                resource_version: None,
-            }),
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
             ..DeleteParams::default()
         };
         match within_deadline(self.api(kind, namespace).delete(name, &params)).await {
@@ -276,19 +259,12 @@ impl LeaderClient {
     }
 
     fn check(&self) -> Result<(), ClientError> {
-        if self.may_write() {
-            Ok(())
-        } else {
-            Err(ClientError::NotLeader)
-        }
+        if self.may_write() { Ok(()) } else { Err(ClientError::NotLeader) }
     }
 }
 
 fn event_time(event: &k8s_openapi::api::core::v1::Event) -> Option<jiff::Timestamp> {
-    let series = event
-        .series
-        .as_ref()
-        .and_then(|series| series.last_observed_time.as_ref());
+    let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref());
     [
         series.map(|time| time.0),
         event.last_timestamp.as_ref().map(|time| time.0),

@@ -84,11 +84,7 @@ impl InstanceCount {
     /// `None` outside 0 to [`Self::MAX`].
     #[must_use]
     pub const fn new(count: i32) -> Option<Self> {
-        if count >= 0 && count <= Self::MAX {
-            Some(Self(count))
-        } else {
-            None
-        }
+        if count >= 0 && count <= Self::MAX { Some(Self(count)) } else { None }
     }
 
     /// The number, as `replicas` takes it.

@@ -183,22 +183,12 @@ pub fn run_replay(arguments: &ReplayArgs) -> Result<ExitCode, CommandError> {
     let mismatches = journal.replay()?;
     for mismatch in &mismatches {
         for (field, recorded, replayed) in &mismatch.fields {
-            print(&format!(
-                "decision {}: {field} is {recorded}, replayed {replayed}\n",
-                mismatch.index + 1
-            ))?;
+            print(&format!("decision {}: {field} is {recorded}, replayed {replayed}\n", mismatch.index + 1))?;
         }
     }
     let all = journal.entries().count();
-    print(&format!(
-        "{} of {all} decisions come out as recorded\n",
-        all - mismatches.len()
-    ))?;
-    Ok(if mismatches.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    print(&format!("{} of {all} decisions come out as recorded\n", all - mismatches.len()))?;
+    Ok(if mismatches.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// `simulate`.
@@ -218,24 +208,15 @@ pub fn run_simulate(arguments: &SimulateArgs) -> Result<ExitCode, CommandError> 
         began.elapsed().as_secs_f64()
     ))?;
     if let Some(folder) = &arguments.pictures {
-        simulate::write_pictures(folder).map_err(|error| CommandError::File {
-            path: folder.clone(),
-            error,
-        })?;
+        simulate::write_pictures(folder)
+            .map_err(|error| CommandError::File { path: folder.clone(), error })?;
     }
-    Ok(if summary.violations.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if summary.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn read_cluster(path: &Path) -> Result<VX11Cluster, CommandError> {
     let text = read(path)?;
-    let no_cluster = |problem: String| CommandError::NoCluster {
-        path: path.to_owned(),
-        problem,
-    };
+    let no_cluster = |problem: String| CommandError::NoCluster { path: path.to_owned(), problem };
     let mut others = 0;
     for document in serde_yaml::Deserializer::from_str(&text) {
         let value = <serde_yaml::Value as serde::Deserialize>::deserialize(document)
@@ -249,25 +230,16 @@ fn read_cluster(path: &Path) -> Result<VX11Cluster, CommandError> {
 }
 
 fn parse_journal(name: &str, json: &str) -> Result<Journal, CommandError> {
-    Journal::parse(json).map_err(|error| CommandError::NoJournal {
-        name: name.to_owned(),
-        error,
-    })
+    Journal::parse(json).map_err(|error| CommandError::NoJournal { name: name.to_owned(), error })
 }
 
 fn read(path: &Path) -> Result<String, CommandError> {
-    let failed = |error| CommandError::File {
-        path: path.to_owned(),
-        error,
-    };
+    let failed = |error| CommandError::File { path: path.to_owned(), error };
     let mut text = String::new();
     let bytes = if path == Path::new("-") {
         io::stdin().lock().take(MOST_BYTES + 1).read_to_string(&mut text)
     } else {
-        std::fs::File::open(path)
-            .map_err(failed)?
-            .take(MOST_BYTES + 1)
-            .read_to_string(&mut text)
+        std::fs::File::open(path).map_err(failed)?.take(MOST_BYTES + 1).read_to_string(&mut text)
     }
     .map_err(failed)?;
     if u64::try_from(bytes).unwrap_or(u64::MAX) > MOST_BYTES {

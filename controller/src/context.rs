@@ -109,10 +109,7 @@ impl Context {
 
     /// A reconcile succeeded.
     pub fn reset_pause(&self, cluster: &ClusterKey) {
-        self.failures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(cluster);
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
     }
 
     /// The latest status of a cluster: the one that the watch delivered, unless it is older than our own
@@ -138,10 +135,7 @@ impl Context {
             behind: cluster.metadata.resource_version.clone().unwrap_or_default(),
             status,
         };
-        self.statuses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key.clone(), written);
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), written);
     }
 
     /// A cluster is gone.
@@ -149,10 +143,7 @@ impl Context {
         self.cache.forget(cluster);
         self.reset_pause(cluster);
         self.memories.forget(cluster);
-        self.statuses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(cluster);
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
     }
 }
 

@@ -18,10 +18,7 @@ impl Trouble {
     /// A trouble from its parts.
     #[must_use]
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            reason,
-            message: message.into(),
-        }
+        Self { reason, message: message.into() }
     }
 }
 
@@ -108,20 +105,12 @@ fn container_trouble(pod: &str, container: &ContainerStatus) -> Option<Trouble> 
 }
 
 fn crash_trouble(pod: &str, container: &ContainerStatus) -> Trouble {
-    let ended = container
-        .last_state
-        .as_ref()
-        .and_then(|state| state.terminated.as_ref());
+    let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     let code = ended.map_or(0, |ended| ended.exit_code);
-    let words = ended
-        .and_then(|ended| ended.message.as_deref())
-        .unwrap_or_default();
+    let words = ended.and_then(|ended| ended.message.as_deref()).unwrap_or_default();
     // The log's end tells more than its beginning.
-    let tail_start = words
-        .char_indices()
-        .rev()
-        .nth(MAX_QUOTE.saturating_sub(1))
-        .map_or(0, |(index, _)| index);
+    let tail_start =
+        words.char_indices().rev().nth(MAX_QUOTE.saturating_sub(1)).map_or(0, |(index, _)| index);
     let detail = quote(words.get(tail_start..).unwrap_or_default());
     if ended.and_then(|ended| ended.reason.as_deref()) == Some("OOMKilled") {
         return Trouble::new(
@@ -148,10 +137,7 @@ fn crash_trouble(pod: &str, container: &ContainerStatus) -> Trouble {
 #[must_use]
 pub fn pod_warning(pod: &str, reason: &str, message: &str) -> Trouble {
     let detail = quote(message);
-    if ["WRONGPASS", "NOAUTH", "AUTH failed"]
-        .iter()
-        .any(|sign| message.contains(sign))
-    {
+    if ["WRONGPASS", "NOAUTH", "AUTH failed"].iter().any(|sign| message.contains(sign)) {
         return Trouble::new(
             "RedisPasswordWrong",
             format!(
@@ -174,14 +160,12 @@ pub fn pod_warning(pod: &str, reason: &str, message: &str) -> Trouble {
         );
     }
     match reason {
-        "FailedMount" | "FailedAttachVolume" => Trouble::new(
-            "VolumeNotMounted",
-            format!("pod {pod} waits for a volume: {detail}"),
-        ),
-        "FailedCreatePodSandBox" | "FailedCreatePodContainer" => Trouble::new(
-            "ContainerCannotStart",
-            format!("pod {pod} cannot start: {detail}"),
-        ),
+        "FailedMount" | "FailedAttachVolume" => {
+            Trouble::new("VolumeNotMounted", format!("pod {pod} waits for a volume: {detail}"))
+        }
+        "FailedCreatePodSandBox" | "FailedCreatePodContainer" => {
+            Trouble::new("ContainerCannotStart", format!("pod {pod} cannot start: {detail}"))
+        }
         "Unhealthy" => Trouble::new("NotHealthy", format!("pod {pod} fails its probe: {detail}")),
         _ => Trouble::new("NotReady", format!("pod {pod} is not ready: {detail}")),
     }
@@ -205,10 +189,7 @@ pub fn creation_failure(workload: &str, message: &str) -> Trouble {
             format!("{workload} may not create its pods: {detail}; allow it in the namespace's policy"),
         );
     }
-    Trouble::new(
-        "PodsNotCreated",
-        format!("{workload} cannot create its pods: {detail}"),
-    )
+    Trouble::new("PodsNotCreated", format!("{workload} cannot create its pods: {detail}"))
 }
 
 #[cfg(test)]
@@ -218,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    fn pod_with(status: serde_json::Value) -> Pod {
+    fn pod_with(status: &serde_json::Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "simple-cluster-redis-0"}, "status": status}))
             .unwrap()
     }
@@ -244,26 +225,14 @@ mod tests {
         "ImagePullFailed",
         "example.com/redis:nope"
     )]
-    #[case(
-        waiting("ErrImageNeverPull", "not present"),
-        "ImagePullFailed",
-        "load the image"
-    )]
+    #[case(waiting("ErrImageNeverPull", "not present"), "ImagePullFailed", "load the image")]
     #[case(
         waiting("CreateContainerConfigError", "secret \"x\" not found"),
         "ContainerCannotStart",
         "secret \"x\""
     )]
-    #[case(
-        crashed("Error", "FATAL CONFIG FILE ERROR"),
-        "CrashLooping",
-        "FATAL CONFIG FILE ERROR"
-    )]
-    #[case(
-        crashed("Error", "write: No space left on device"),
-        "DiskFull",
-        "spec.redis.storage.size"
-    )]
+    #[case(crashed("Error", "FATAL CONFIG FILE ERROR"), "CrashLooping", "FATAL CONFIG FILE ERROR")]
+    #[case(crashed("Error", "write: No space left on device"), "DiskFull", "spec.redis.storage.size")]
     #[case(crashed("OOMKilled", ""), "OutOfMemory", "resources.limits.memory")]
     #[case(
         json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}]}),
@@ -276,7 +245,7 @@ mod tests {
         #[case] reason: &str,
         #[case] says: &str,
     ) {
-        let trouble = pod(&pod_with(status)).unwrap();
+        let trouble = pod(&pod_with(&status)).unwrap();
         assert_eq!(trouble.reason, reason);
         assert!(trouble.message.contains(says), "{}", trouble.message);
         assert!(trouble.message.contains("simple-cluster-redis-0"));
@@ -286,15 +255,11 @@ mod tests {
     #[case(waiting("ContainerCreating", ""))]
     #[case(json!({"phase": "Running"}))]
     fn a_pod_that_merely_starts_is_no_trouble(#[case] status: serde_json::Value) {
-        assert_eq!(pod(&pod_with(status)), None);
+        assert_eq!(pod(&pod_with(&status)), None);
     }
 
     #[rstest]
-    #[case(
-        "Unhealthy",
-        "Readiness probe failed: AUTH failed: WRONGPASS invalid",
-        "RedisPasswordWrong"
-    )]
+    #[case("Unhealthy", "Readiness probe failed: AUTH failed: WRONGPASS invalid", "RedisPasswordWrong")]
     #[case(
         "Unhealthy",
         "Readiness probe failed: MISCONF Errors writing to the AOF file: No space",
@@ -312,14 +277,8 @@ mod tests {
     }
 
     #[rstest]
-    #[case(
-        "pods \"x\" is forbidden: exceeded quota: small, requested: cpu=1",
-        "QuotaExceeded"
-    )]
-    #[case(
-        "pods \"x\" is forbidden: violates PodSecurity \"restricted\"",
-        "ForbiddenByPolicy"
-    )]
+    #[case("pods \"x\" is forbidden: exceeded quota: small, requested: cpu=1", "QuotaExceeded")]
+    #[case("pods \"x\" is forbidden: violates PodSecurity \"restricted\"", "ForbiddenByPolicy")]
     #[case("something else", "PodsNotCreated")]
     fn refusals_to_create_pods_are_told_apart(#[case] message: &str, #[case] expected: &str) {
         assert_eq!(creation_failure("Deployment d", message).reason, expected);

@@ -29,11 +29,7 @@ fn compare(path: &str, wish: &Value, live: &Value, found: &mut Vec<String>) {
         }
         (Value::Object(wish), Value::Object(live)) => {
             for (key, value) in wish {
-                let path = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 match live.get(key) {
                     Some(live) => compare(&path, value, live, found),
                     None if is_nothing(value) => {}
@@ -62,9 +58,7 @@ fn compare_lists(path: &str, wish: &[Value], live: &[Value], found: &mut Vec<Str
         return;
     };
     for item in wish {
-        let twin = live
-            .iter()
-            .find(|live| keys.iter().all(|key| item.get(key) == live.get(key)));
+        let twin = live.iter().find(|live| keys.iter().all(|key| item.get(key) == live.get(key)));
         let label: Vec<String> = keys
             .iter()
             .filter_map(|key| item.get(key))
@@ -96,9 +90,7 @@ fn merge_keys(path: &str) -> Option<&'static [&'static str]> {
 
 /// Selectors are one value as well: one more label in them selects other pods.
 fn is_selector(path: &str) -> bool {
-    path.rsplit('.')
-        .next()
-        .is_some_and(|field| field.ends_with("elector"))
+    path.rsplit('.').next().is_some_and(|field| field.ends_with("elector"))
 }
 
 fn is_quantity(path: &str) -> bool {
@@ -179,10 +171,8 @@ mod tests {
 
     #[test]
     fn the_list_of_differences_is_bounded() {
-        let wish: Value = (0..100)
-            .map(|n| (n.to_string(), json!(1)))
-            .collect::<serde_json::Map<_, _>>()
-            .into();
+        let wish: Value =
+            (0..100).map(|n| (n.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
         assert_eq!(differences(&wish, &json!({})).len(), MAX_NAMED);
     }
 }

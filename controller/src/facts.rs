@@ -108,6 +108,7 @@ pub struct ClaimFacts {
 
 /// State of a pod.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own; every combination occurs")]
 pub struct PodFacts {
     /// Its uid, which its events carry.
     pub uid: String,
@@ -165,10 +166,8 @@ impl SecretFacts {
     /// Facts of plain values, for tests and for Secrets just drawn.
     #[must_use]
     pub fn of(values: &[(&str, &str)]) -> Self {
-        let keys = values
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), KeyFacts::of(value.as_bytes())))
-            .collect();
+        let keys =
+            values.iter().map(|(key, value)| ((*key).to_owned(), KeyFacts::of(value.as_bytes()))).collect();
         Self { keys }
     }
 
@@ -197,10 +196,7 @@ impl KeyFacts {
         } else {
             Quality::Other
         };
-        Self {
-            fingerprint: fingerprint::of_secret(trimmed),
-            quality,
-        }
+        Self { fingerprint: fingerprint::of_secret(trimmed), quality }
     }
 }
 
@@ -209,26 +205,22 @@ impl KeyFacts {
 #[must_use]
 pub fn of(kind: Kind, object: DynamicObject) -> Facts {
     match kind {
-        Kind::Deployment => object.try_parse().map_or(Facts::Plain, |deployment: Deployment| {
-            Facts::Deployment(deployment_facts(&deployment))
-        }),
-        Kind::StatefulSet => object.try_parse().map_or(Facts::Plain, |set: StatefulSet| {
-            Facts::StatefulSet(stateful_set_facts(&set))
-        }),
-        Kind::Ingress => object.try_parse().map_or(Facts::Plain, |ingress: Ingress| {
-            Facts::Ingress(ingress_facts(&ingress))
-        }),
+        Kind::Deployment => object
+            .try_parse()
+            .map_or(Facts::Plain, |deployment: Deployment| Facts::Deployment(deployment_facts(&deployment))),
+        Kind::StatefulSet => object
+            .try_parse()
+            .map_or(Facts::Plain, |set: StatefulSet| Facts::StatefulSet(stateful_set_facts(&set))),
+        Kind::Ingress => object
+            .try_parse()
+            .map_or(Facts::Plain, |ingress: Ingress| Facts::Ingress(ingress_facts(&ingress))),
         Kind::PersistentVolumeClaim => object
             .try_parse()
-            .map_or(Facts::Plain, |claim: PersistentVolumeClaim| {
-                Facts::Claim(claim_facts(&claim))
-            }),
-        Kind::Pod => object
-            .try_parse()
-            .map_or(Facts::Plain, |pod: Pod| Facts::Pod(pod_facts(&pod))),
-        Kind::Secret => object.try_parse().map_or(Facts::Plain, |secret: Secret| {
-            Facts::Secret(secret_facts(&secret))
-        }),
+            .map_or(Facts::Plain, |claim: PersistentVolumeClaim| Facts::Claim(claim_facts(&claim))),
+        Kind::Pod => object.try_parse().map_or(Facts::Plain, |pod: Pod| Facts::Pod(pod_facts(&pod))),
+        Kind::Secret => {
+            object.try_parse().map_or(Facts::Plain, |secret: Secret| Facts::Secret(secret_facts(&secret)))
+        }
         Kind::ConfigMap
         | Kind::NetworkPolicy
         | Kind::PodDisruptionBudget
@@ -239,13 +231,8 @@ pub fn of(kind: Kind, object: DynamicObject) -> Facts {
 
 fn deployment_facts(deployment: &Deployment) -> DeploymentFacts {
     let status = deployment.status.clone().unwrap_or_default();
-    let condition = |type_: &str| {
-        status
-            .conditions
-            .iter()
-            .flatten()
-            .find(|condition| condition.type_ == type_)
-    };
+    let condition =
+        |type_: &str| status.conditions.iter().flatten().find(|condition| condition.type_ == type_);
     let scale_owned = deployment
         .metadata
         .managed_fields
@@ -253,19 +240,11 @@ fn deployment_facts(deployment: &Deployment) -> DeploymentFacts {
         .flatten()
         .filter(|entry| entry.manager.as_deref() == Some(names::SCALE_MANAGER))
         .any(|entry| {
-            entry
-                .fields_v1
-                .as_ref()
-                .and_then(|fields| fields.0.pointer("/f:spec/f:replicas"))
-                .is_some()
+            entry.fields_v1.as_ref().and_then(|fields| fields.0.pointer("/f:spec/f:replicas")).is_some()
         });
     DeploymentFacts {
         observed: status.observed_generation >= deployment.metadata.generation,
-        desired: deployment
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.replicas)
-            .unwrap_or(1),
+        desired: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
         replicas: status.replicas.unwrap_or(0),
         updated: status.updated_replicas.unwrap_or(0),
         ready: status.ready_replicas.unwrap_or(0),
@@ -306,10 +285,7 @@ fn ingress_facts(ingress: &Ingress) -> IngressFacts {
         .into_iter()
         .flatten()
         .find_map(|entry| entry.hostname.clone().or_else(|| entry.ip.clone()));
-    IngressFacts {
-        address,
-        created: ingress.metadata.creation_timestamp.as_ref().map(|time| time.0),
-    }
+    IngressFacts { address, created: ingress.metadata.creation_timestamp.as_ref().map(|time| time.0) }
 }
 
 fn claim_facts(claim: &PersistentVolumeClaim) -> ClaimFacts {
@@ -327,15 +303,9 @@ fn claim_facts(claim: &PersistentVolumeClaim) -> ClaimFacts {
 }
 
 fn pod_facts(pod: &Pod) -> PodFacts {
-    let component = pod
-        .metadata
-        .labels
-        .as_ref()
-        .and_then(|labels| labels.get(names::COMPONENT))
-        .and_then(|label| {
-            [Component::Backend, Component::Redis]
-                .into_iter()
-                .find(|component| component.as_str() == label)
+    let component =
+        pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::COMPONENT)).and_then(|label| {
+            [Component::Backend, Component::Redis].into_iter().find(|component| component.as_str() == label)
         });
     let status = pod.status.as_ref();
     let ready = status
@@ -376,12 +346,8 @@ fn pod_facts(pod: &Pod) -> PodFacts {
 }
 
 fn secret_facts(secret: &Secret) -> SecretFacts {
-    let keys = secret
-        .data
-        .iter()
-        .flatten()
-        .map(|(key, value)| (key.clone(), KeyFacts::of(&value.0)))
-        .collect();
+    let keys =
+        secret.data.iter().flatten().map(|(key, value)| (key.clone(), KeyFacts::of(&value.0))).collect();
     SecretFacts { keys }
 }
 

@@ -59,19 +59,12 @@ impl FakeApi {
         let router = Router::new().fallback(serve).with_state(server.clone());
         tokio::spawn(axum::serve(listener, router).into_future());
         let config = Config::new(format!("http://{address}").parse().unwrap());
-        Self {
-            server,
-            client: Client::try_from(config).unwrap(),
-        }
+        Self { server, client: Client::try_from(config).unwrap() }
     }
 
     /// The next `times` requests of this method to a path with this end meet a fault.
     pub fn fail(&self, method: Method, path_end: &'static str, times: usize, fault: Fault) {
-        self.server
-            .lock()
-            .unwrap()
-            .faults
-            .push((method, path_end, times, fault));
+        self.server.lock().unwrap().faults.push((method, path_end, times, fault));
     }
 
     /// Every write moves the version, even one that changes nothing (kubernetes/kubernetes#119304).
@@ -98,19 +91,19 @@ impl FakeApi {
     }
 
     /// Puts an object there or changes it, as somebody else.
-    pub fn merge(&self, path: &str, patch: &Value) {
+    pub fn merge(&self, path: &str, change: &Value) {
         let mut server = self.server.lock().unwrap();
-        server.write(path, patch);
+        server.write(path, change);
     }
 }
 
 impl Server {
-    fn write(&mut self, path: &str, patch: &Value) -> Value {
+    fn write(&mut self, path: &str, change: &Value) -> Value {
         let before = self.objects.get(path).cloned();
         let mut object = before.clone().unwrap_or_else(|| {
             json!({"metadata": {"uid": format!("uid-{}", self.version), "creationTimestamp": "2026-01-01T00:00:00Z"}})
         });
-        merge(&mut object, patch);
+        merge(&mut object, change);
         if self.bumps_versions || before.as_ref() != Some(&object) {
             self.version += 1;
             object["metadata"]["resourceVersion"] = json!(self.version.to_string());
@@ -129,20 +122,25 @@ impl Server {
 }
 
 /// Maps merge, everything else is replaced.
-fn merge(target: &mut Value, patch: &Value) {
-    match (target, patch) {
-        (Value::Object(target), Value::Object(patch)) => {
-            for (key, value) in patch {
+fn merge(target: &mut Value, change: &Value) {
+    match (target, change) {
+        (Value::Object(target), Value::Object(change)) => {
+            for (key, value) in change {
                 merge(target.entry(key.clone()).or_insert(Value::Null), value);
             }
         }
-        (target, patch) => *target = patch.clone(),
+        (target, change) => *target = change.clone(),
     }
 }
 
 fn refusal(code: u16, message: &str) -> Response {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "Conflict",
+        _ => "Forbidden",
+    };
     let status = json!({
-        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": "Test", "message": message,
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message,
     });
     (StatusCode::from_u16(code).unwrap(), status.to_string()).into_response()
 }
@@ -154,11 +152,7 @@ async fn serve(State(server): State<Arc<Mutex<Server>>>, request: Request) -> Re
     let body: Bytes = to_bytes(request.into_body(), 1 << 20).await.unwrap();
     let fault = {
         let mut server = server.lock().unwrap();
-        server.seen.push(Seen {
-            method: method.to_string(),
-            path: path.clone(),
-            query,
-        });
+        server.seen.push(Seen { method: method.to_string(), path: path.clone(), query });
         server.fault(&method, &path)
     };
     match fault {
@@ -181,8 +175,8 @@ async fn serve(State(server): State<Arc<Mutex<Server>>>, request: Request) -> Re
             server.write(&path, &object).to_string().into_response()
         }
         Method::PATCH => {
-            let patch: Value = serde_json::from_slice(&body).unwrap();
-            server.write(&path, &patch).to_string().into_response()
+            let change: Value = serde_json::from_slice(&body).unwrap();
+            server.write(&path, &change).to_string().into_response()
         }
         Method::DELETE => match server.objects.remove(&path) {
             Some(object) => object.to_string().into_response(),

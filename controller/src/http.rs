@@ -30,28 +30,16 @@ pub fn router(metrics: Arc<Metrics>, readiness: Readiness) -> Router {
 
 async fn ready(State(shared): State<Shared>) -> Response {
     let waiting_for = shared.readiness.waiting_for();
-    let status = if waiting_for.is_empty() {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    (
-        status,
-        Json(json!({"ready": waiting_for.is_empty(), "waitingFor": waiting_for})),
-    )
-        .into_response()
+    let status = if waiting_for.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"ready": waiting_for.is_empty(), "waitingFor": waiting_for}))).into_response()
 }
 
 async fn scrape(State(shared): State<Shared>) -> Response {
     match shared.metrics.render() {
-        Ok(text) => (
-            [(
-                header::CONTENT_TYPE,
-                "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            )],
-            text,
-        )
-            .into_response(),
+        Ok(text) => {
+            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+                .into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

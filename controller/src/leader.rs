@@ -51,7 +51,7 @@ impl LeaseGuard {
 
     /// A guard that is open for a minute, for tests of what stands behind it.
     #[cfg(test)]
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let guard = Self::default();
         guard.set(Some(Instant::now() + Duration::from_mins(1)));
         guard
@@ -160,9 +160,7 @@ impl Elector {
             let spec = lease.spec.get_or_insert_default();
             spec.holder_identity = None;
             spec.renew_time = None;
-            self.api
-                .replace(&self.name, &PostParams::default(), &lease)
-                .await?;
+            self.api.replace(&self.name, &PostParams::default(), &lease).await?;
         }
         Ok(())
     }
@@ -180,10 +178,7 @@ impl Elector {
         let taken = match self.api.get_opt(&self.name).await? {
             None => {
                 let lease = Lease {
-                    metadata: ObjectMeta {
-                        name: Some(self.name.clone()),
-                        ..ObjectMeta::default()
-                    },
+                    metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
                     spec: Some(LeaseSpec::default()),
                 };
                 let lease = claim(lease, &self.identity, Timestamp::now());
@@ -212,34 +207,19 @@ impl Elector {
 
     fn note(&mut self, lease: &Lease) {
         let version = &lease.metadata.resource_version;
-        if self
-            .last_change
-            .as_ref()
-            .is_none_or(|last| last.version != *version)
-        {
-            self.last_change = Some(Observation {
-                version: version.clone(),
-                at: Instant::now(),
-            });
+        if self.last_change.as_ref().is_none_or(|last| last.version != *version) {
+            self.last_change = Some(Observation { version: version.clone(), at: Instant::now() });
         }
     }
 
     fn standing(&self, lease: &Lease) -> Standing {
-        let unchanged_for = self
-            .last_change
-            .as_ref()
-            .map_or(Duration::ZERO, |last| last.at.elapsed());
+        let unchanged_for = self.last_change.as_ref().map_or(Duration::ZERO, |last| last.at.elapsed());
         standing(lease, &self.identity, unchanged_for)
     }
 }
 
 fn holder(lease: &Lease) -> Option<&String> {
-    lease
-        .spec
-        .as_ref()?
-        .holder_identity
-        .as_ref()
-        .filter(|holder| !holder.is_empty())
+    lease.spec.as_ref()?.holder_identity.as_ref().filter(|holder| !holder.is_empty())
 }
 
 fn standing(lease: &Lease, identity: &str, unchanged_for: Duration) -> Standing {
@@ -251,11 +231,7 @@ fn standing(lease: &Lease, identity: &str, unchanged_for: Duration) -> Standing 
             let duration = seconds
                 .and_then(|seconds| u64::try_from(seconds).ok())
                 .map_or(LEASE_DURATION, Duration::from_secs);
-            if unchanged_for > duration {
-                Standing::Free
-            } else {
-                Standing::Theirs
-            }
+            if unchanged_for > duration { Standing::Free } else { Standing::Theirs }
         }
     }
 }
@@ -312,14 +288,7 @@ mod tests {
         let now = Timestamp::UNIX_EPOCH;
         let taken = claim(lease(Some("other")), "me", now).spec.unwrap();
         assert_eq!(taken.lease_transitions, Some(0));
-        let again = claim(
-            Lease {
-                spec: Some(taken.clone()),
-                ..Lease::default()
-            },
-            "me",
-            now,
-        );
+        let again = claim(Lease { spec: Some(taken.clone()), ..Lease::default() }, "me", now);
         assert_eq!(again.spec.unwrap().lease_transitions, taken.lease_transitions);
     }
 

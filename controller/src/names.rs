@@ -99,10 +99,8 @@ pub fn selector(cluster: &str, component: Component) -> BTreeMap<String, String>
 /// The selector of the instances' pods as text, for the scale subresource.
 #[must_use]
 pub fn backend_selector_text(cluster: &str) -> String {
-    let pairs: Vec<String> = selector(cluster, Component::Backend)
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
+    let pairs: Vec<String> =
+        selector(cluster, Component::Backend).iter().map(|(key, value)| format!("{key}={value}")).collect();
     pairs.join(",")
 }
 

@@ -25,35 +25,15 @@ const OWNED: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
 
 /// Everything the controller does where clusters are. The chart's role is this list.
 pub const RULES: &[Rule] = &[
-    rule(
-        "vx11.io",
-        "vx11clusters",
-        &["get", "list", "watch"],
-        "what to reconcile",
-    ),
+    rule("vx11.io", "vx11clusters", &["get", "list", "watch"], "what to reconcile"),
     rule("vx11.io", "vx11clusters/status", &["patch"], "report"),
     rule("apps", "deployments", OWNED, "the instances"),
     rule("apps", "statefulsets", OWNED, "the Redis"),
     rule("", "services", OWNED, "names in DNS"),
-    rule(
-        "",
-        "configmaps",
-        OWNED,
-        "configuration of the Redis; journal of the scaling",
-    ),
+    rule("", "configmaps", OWNED, "configuration of the Redis; journal of the scaling"),
     rule("", "serviceaccounts", OWNED, "identity of the instances"),
-    rule(
-        "policy",
-        "poddisruptionbudgets",
-        OWNED,
-        "how many instances an eviction may take",
-    ),
-    rule(
-        "networking.k8s.io",
-        "networkpolicies",
-        OWNED,
-        "who may talk to the pods",
-    ),
+    rule("policy", "poddisruptionbudgets", OWNED, "how many instances an eviction may take"),
+    rule("networking.k8s.io", "networkpolicies", OWNED, "who may talk to the pods"),
     rule("networking.k8s.io", "ingresses", OWNED, "the route"),
     rule(
         "",
@@ -73,18 +53,8 @@ pub const RULES: &[Rule] = &[
         &["get", "list", "watch", "patch"],
         "why a volume is missing; grow it",
     ),
-    rule(
-        "",
-        "events",
-        &["list"],
-        "the kubelet's words about a pod that does not start",
-    ),
-    rule(
-        "events.k8s.io",
-        "events",
-        &["create", "patch"],
-        "tell transitions",
-    ),
+    rule("", "events", &["list"], "the kubelet's words about a pod that does not start"),
+    rule("events.k8s.io", "events", &["create", "patch"], "tell transitions"),
 ];
 
 const fn rule(
@@ -93,12 +63,7 @@ const fn rule(
     verbs: &'static [&'static str],
     why: &'static str,
 ) -> Rule {
-    Rule {
-        group,
-        resource,
-        verbs,
-        why,
-    }
+    Rule { group, resource, verbs, why }
 }
 
 /// Reviews asked at a time.
@@ -160,11 +125,7 @@ fn review(namespace: Option<String>, rule: &Rule, verb: &str) -> SelfSubjectAcce
 }
 
 fn describe(namespace: Option<&str>, rule: &Rule, verb: &str) -> String {
-    let group = if rule.group.is_empty() {
-        String::new()
-    } else {
-        format!(".{}", rule.group)
-    };
+    let group = if rule.group.is_empty() { String::new() } else { format!(".{}", rule.group) };
     let place = namespace.unwrap_or("all namespaces");
     format!("{verb} {}{group} in {place}", rule.resource)
 }
@@ -176,10 +137,7 @@ mod tests {
     #[test]
     fn a_missing_verb_is_described_for_a_person() {
         let rule = rule("apps", "deployments", OWNED, "");
-        assert_eq!(
-            describe(None, &rule, "patch"),
-            "patch deployments.apps in all namespaces"
-        );
+        assert_eq!(describe(None, &rule, "patch"), "patch deployments.apps in all namespaces");
         let review = review(Some("a".to_owned()), &RULES[1], "patch");
         let attributes = review.spec.resource_attributes.unwrap();
         assert_eq!(attributes.subresource.as_deref(), Some("status"));

@@ -6,9 +6,8 @@
 #[must_use]
 pub fn billionths(text: &str) -> Option<i128> {
     let text = text.trim();
-    let number_end = text
-        .find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-')))
-        .unwrap_or(text.len());
+    let number_end =
+        text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
     let (number, suffix) = text.split_at_checked(number_end)?;
     let (negative, number) = match number.strip_prefix('-') {
         Some(rest) => (true, rest),

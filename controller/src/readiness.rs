@@ -27,18 +27,12 @@ impl Waiting {
 impl Readiness {
     /// Waits for something, or says more precisely what for.
     pub fn wait(&self, item: &str, why: impl Into<String>) {
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(item.to_owned(), why.into());
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(item.to_owned(), why.into());
     }
 
     /// No longer waits for it.
     pub fn clear(&self, item: &str) {
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(item);
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(item);
     }
 
     /// Forgets all lists that were waited for: another controller leads.
@@ -57,19 +51,13 @@ impl Readiness {
             None => format!("list {kind}"),
         };
         self.wait(&item, "the first list is not complete");
-        Waiting {
-            readiness: self.clone(),
-            item,
-        }
+        Waiting { readiness: self.clone(), item }
     }
 
     /// What is waited for, and why; empty when ready.
     #[must_use]
     pub fn waiting_for(&self) -> BTreeMap<String, String> {
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether any first list is missing.

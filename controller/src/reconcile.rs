@@ -80,7 +80,8 @@ impl ReconcileError {
 /// What the next try may cure; everything else is in the cluster's status.
 pub async fn reconcile(cluster: Arc<VX11Cluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let started = Instant::now();
-    let result = reconcile_once(&cluster, &context).await;
+    // On the heap: the state of all the requests in it is too big for every caller's own.
+    let result = Box::pin(reconcile_once(&cluster, &context)).await;
     let outcome = result.as_ref().map_or_else(ReconcileError::reason, |_| "ok");
     context.metrics.reconciled(outcome, started.elapsed());
     result
@@ -92,10 +93,7 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
         return Ok(Action::await_change());
     }
     let identity = validate::identify(cluster)?;
-    let key = ClusterKey {
-        namespace: identity.namespace,
-        name: identity.name,
-    };
+    let key = ClusterKey { namespace: identity.namespace, name: identity.name };
 
     let referenced = dereference(context, &key, cluster).await?;
     let validated = validate(cluster, &referenced, &context.defaults);
@@ -107,7 +105,7 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
     };
     let applied = match (&validated, &scaled) {
         (Ok(validated), Some(scaled)) if !validated.paused => {
-            apply(context, &key, build(validated, scaled.count())).await?
+            Box::pin(apply(context, &key, build(validated, scaled.count()))).await?
         }
         _ => Applied::default(),
     };
@@ -117,14 +115,8 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
         previous: &previous,
         desired: scaled.as_ref().map(Scaled::desired),
         referenced: &referenced,
-        invalid: validated
-            .err()
-            .map(|error| Trouble::new(error.reason(), error.to_string())),
-        failures: applied
-            .failures
-            .iter()
-            .filter_map(|failure| failure.trouble.clone())
-            .collect(),
+        invalid: validated.err().map(|error| Trouble::new(error.reason(), error.to_string())),
+        failures: applied.failures.iter().filter_map(|failure| failure.trouble.clone()).collect(),
         inspected: &inspected,
         scaling: scaled.as_ref().map(|scaled| &scaled.report),
         scaling_news: scaled.as_ref().and_then(|scaled| scaled.news.clone()),
@@ -135,10 +127,7 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
     update_status(context, &key, cluster, &previous, summary).await?;
 
     if let Some(failure) = applied.failures.first() {
-        return Err(ReconcileError::Unapplied(format!(
-            "{}: {}",
-            failure.object, failure.error
-        )));
+        return Err(ReconcileError::Unapplied(format!("{}: {}", failure.object, failure.error)));
     }
     context.reset_pause(&key);
     if invalid {
@@ -150,11 +139,8 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
 }
 
 fn next_look(cluster: &VX11Cluster, applied: &Applied, settled: bool, scaled: Option<&Scaled>) -> Action {
-    let polled = if Referenced::polled(cluster).next().is_some() {
-        REFERENCED_SECRET_AGE
-    } else {
-        SETTLED_LOOK
-    };
+    let polled =
+        if Referenced::polled(cluster).next().is_some() { REFERENCED_SECRET_AGE } else { SETTLED_LOOK };
     let pause = match (applied.waiting, settled) {
         (true, _) => WAITING_LOOK,
         (false, false) => UNSETTLED_LOOK.min(polled),

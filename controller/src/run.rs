@@ -75,18 +75,11 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
 
     let listener = TcpListener::bind(settings.listen)
         .await
-        .map_err(|source| RunError::Listen {
-            address: settings.listen,
-            source,
-        })?;
+        .map_err(|source| RunError::Listen { address: settings.listen, source })?;
     let server = axum::serve(listener, http::router(metrics.clone(), readiness.clone())).into_future();
     let identity = settings.identity();
-    let mut elector = Elector::new(
-        client.clone(),
-        settings.lease_namespace(),
-        &settings.lease_name,
-        &identity,
-    );
+    let mut elector =
+        Elector::new(client.clone(), settings.lease_namespace(), &settings.lease_name, &identity);
     let guard = elector.guard();
     tracing::info!(identity, version = env!("CARGO_PKG_VERSION"), scope = ?settings.scope(), "starting");
 
@@ -113,10 +106,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     }
     tracing::info!(identity, "stopping");
     metrics.set_leader(false);
-    if tokio::time::timeout(STOP_DEADLINE, elector.release())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(STOP_DEADLINE, elector.release()).await.is_err() {
         tracing::warn!("the lease could not be released in time; it expires by itself");
     }
     Ok(())
@@ -132,10 +122,9 @@ async fn wait_for_prerequisites(client: &Client, settings: &Settings, readiness:
     loop {
         match is_served(client).await {
             Ok(true) => break,
-            Ok(false) => readiness.wait(
-                DEFINITION,
-                "the API server does not serve it; install it with the chart",
-            ),
+            Ok(false) => {
+                readiness.wait(DEFINITION, "the API server does not serve it; install it with the chart")
+            }
             Err(error) => readiness.wait(DEFINITION, format!("cannot ask the API server: {error}")),
         }
         log_waiting(readiness);
@@ -165,10 +154,7 @@ async fn is_served(client: &Client) -> Result<bool, kube::Error> {
     let api_version = VX11Cluster::api_version(&());
     let resources: Result<APIResourceList, kube::Error> = client.list_api_group_resources(&api_version).await;
     match resources {
-        Ok(list) => Ok(list
-            .resources
-            .iter()
-            .any(|resource| resource.name == VX11Cluster::plural(&()))),
+        Ok(list) => Ok(list.resources.iter().any(|resource| resource.name == VX11Cluster::plural(&()))),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
         Err(error) => Err(error),
     }
@@ -193,12 +179,8 @@ async fn lead(
         metrics.clone(),
         settings.defaults(),
     ));
-    let watch = Watch {
-        client: client.clone(),
-        context: context.clone(),
-        requests,
-        readiness: readiness.clone(),
-    };
+    let watch =
+        Watch { client: client.clone(), context: context.clone(), requests, readiness: readiness.clone() };
     let writer = SharedWriter::new(writer, &scope);
     let watches: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
     for namespace in scope.parts() {
@@ -210,9 +192,7 @@ async fn lead(
     }
     drop(watch);
 
-    let config = controller::Config::default()
-        .debounce(DEBOUNCE)
-        .concurrency(settings.concurrency);
+    let config = controller::Config::default().debounce(DEBOUNCE).concurrency(settings.concurrency);
     let work = async {
         // A child that is not known yet would look like a child that is missing.
         while !readiness.lists_are_complete() {

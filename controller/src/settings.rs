@@ -17,11 +17,7 @@ pub struct Settings {
     )]
     pub backend_image: String,
     /// Image of Redis where a cluster names none.
-    #[arg(
-        long,
-        env = "VX11_DEFAULT_REDIS_IMAGE",
-        default_value = "docker.io/library/redis:7.2"
-    )]
+    #[arg(long, env = "VX11_DEFAULT_REDIS_IMAGE", default_value = "docker.io/library/redis:7.2")]
     pub redis_image: String,
     /// Namespaces to look at, comma separated; none means all.
     #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',')]

@@ -41,9 +41,7 @@ pub fn simulate(first: u64, seeds: u64) -> Summary {
         summary.removed += run.removed;
         summary.cancelled += run.cancelled;
         summary.violations.extend(
-            run.violations
-                .iter()
-                .map(|violation| format!("trace {} seed {seed}: {violation}", trace.name())),
+            run.violations.iter().map(|violation| format!("trace {} seed {seed}: {violation}", trace.name())),
         );
     }
     summary
@@ -71,10 +69,7 @@ mod tests {
         // `make simulate` runs 10,000.
         let summary = simulate(0, 135);
         assert_eq!(summary.violations, Vec::<String>::new());
-        assert!(
-            summary.removed > 0 && summary.cancelled > 0,
-            "nothing happened: {summary:?}"
-        );
+        assert!(summary.removed > 0 && summary.cancelled > 0, "nothing happened: {summary:?}");
     }
 
     #[test]

@@ -17,12 +17,7 @@ pub fn start_logging(filter: &str) {
     let complaint = parsed.as_ref().err().map(ToString::to_string);
     tracing_subscriber::registry()
         .with(parsed.unwrap_or_else(|_| EnvFilter::new("info")))
-        .with(
-            tracing_subscriber::fmt::layer()
-                .json()
-                .flatten_event(true)
-                .with_span_list(false),
-        )
+        .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false))
         .init();
     if let Some(complaint) = complaint {
         tracing::warn!(filter, complaint, "VX11_LOG is no filter; using `info`");
@@ -120,11 +115,7 @@ impl Metrics {
             "Owned objects that somebody changed or deleted and that were put back",
             drift_corrected.clone(),
         );
-        registry.register(
-            "watch_errors",
-            "Watches that broke and were resumed",
-            watch_errors.clone(),
-        );
+        registry.register("watch_errors", "Watches that broke and were resumed", watch_errors.clone());
         registry.register(
             "invalid_objects",
             "VX11Clusters that do not parse and are left alone",
@@ -147,16 +138,8 @@ impl Metrics {
             instance_refusals.clone(),
         );
         registry.register("leader", "1 while this process holds the lease", leader.clone());
-        registry.register(
-            "clusters",
-            "VX11Clusters that this process looks after",
-            clusters.clone(),
-        );
-        registry.register(
-            "clusters_ready",
-            "Of those, the ones that are Ready",
-            ready.clone(),
-        );
+        registry.register("clusters", "VX11Clusters that this process looks after", clusters.clone());
+        registry.register("clusters_ready", "Of those, the ones that are Ready", ready.clone());
         Self {
             registry,
             reconcile_duration,
@@ -176,16 +159,12 @@ impl Metrics {
 
     /// A reconcile ended, with `ok` or the reason of its error.
     pub fn reconciled(&self, outcome: &'static str, duration: Duration) {
-        self.reconcile_duration
-            .get_or_create(&[("outcome", outcome)])
-            .observe(duration.as_secs_f64());
+        self.reconcile_duration.get_or_create(&[("outcome", outcome)]).observe(duration.as_secs_f64());
     }
 
     /// The API server accepted a write.
     pub fn wrote(&self, kind: &'static str, verb: Verb) {
-        self.writes
-            .get_or_create(&[("kind", kind), ("verb", verb.as_str())])
-            .inc();
+        self.writes.get_or_create(&[("kind", kind), ("verb", verb.as_str())]).inc();
     }
 
     /// A write changed nothing.
@@ -195,9 +174,7 @@ impl Metrics {
 
     /// An object was put back.
     pub fn corrected_drift(&self, kind: Kind) {
-        self.drift_corrected
-            .get_or_create(&[("kind", kind.as_str())])
-            .inc();
+        self.drift_corrected.get_or_create(&[("kind", kind.as_str())]).inc();
     }
 
     /// A watch broke.

@@ -105,9 +105,8 @@ pub async fn watch_kind(watch: Watch, kind: Kind, namespace: Option<String>) {
         Some(namespace) => Api::namespaced_with(watch.client.clone(), namespace, &resource),
         None => Api::all_with(watch.client.clone(), &resource),
     };
-    let config = watcher::Config::default()
-        .labels(&format!("{MANAGED_BY}={MANAGED_BY_VALUE}"))
-        .page_size(PAGE);
+    let config =
+        watcher::Config::default().labels(&format!("{MANAGED_BY}={MANAGED_BY_VALUE}")).page_size(PAGE);
     let waiting = watch.readiness.await_list(kind.as_str(), namespace.as_deref());
     let events = watcher(api, config).default_backoff();
     pin_mut!(events);
@@ -124,7 +123,9 @@ pub async fn watch_kind(watch: Watch, kind: Kind, namespace: Option<String>) {
             }
             Ok(Event::InitDone) => {
                 let bereaved = watch.context.cache.retain(kind, namespace.as_deref(), &listed);
-                bereaved.iter().for_each(|cluster| watch.request(cluster));
+                for cluster in &bereaved {
+                    watch.request(cluster);
+                }
                 listed.clear();
                 waiting.done();
             }
@@ -192,11 +193,7 @@ impl SharedWriter {
             inner: Arc::new(std::sync::Mutex::new(WriterState {
                 writer,
                 listing: std::collections::BTreeMap::new(),
-                unlisted: scope
-                    .parts()
-                    .into_iter()
-                    .map(|part| part.map(str::to_owned))
-                    .collect(),
+                unlisted: scope.parts().into_iter().map(|part| part.map(str::to_owned)).collect(),
             })),
         }
     }
@@ -206,24 +203,16 @@ impl SharedWriter {
         let (Some(name), Some(namespace)) = (&metadata.name, &metadata.namespace) else {
             return;
         };
-        let mut state = self
-            .inner
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let reference = ObjectRef::<VX11Cluster>::new(name).within(namespace);
         if let Some(cluster) = state.writer.as_reader().get(&reference) {
-            state
-                .writer
-                .apply_watcher_event(&Event::Delete(cluster.as_ref().clone()));
+            state.writer.apply_watcher_event(&Event::Delete(cluster.as_ref().clone()));
         }
     }
 
     /// Takes an event of one namespace's watch. Returns the clusters that are gone.
     fn take(&self, namespace: Option<&str>, event: Event<VX11Cluster>) -> Vec<VX11Cluster> {
-        let mut state = self
-            .inner
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let state = &mut *state;
         let part = namespace.map(str::to_owned);
         match event {
@@ -248,11 +237,8 @@ impl SharedWriter {
                     }
                     return Vec::new();
                 }
-                let names: BTreeSet<_> = listed
-                    .iter()
-                    .map(ObjectRef::from_obj)
-                    .map(|r| r.to_string())
-                    .collect();
+                let names: BTreeSet<_> =
+                    listed.iter().map(ObjectRef::from_obj).map(|r| r.to_string()).collect();
                 let gone: Vec<VX11Cluster> = state
                     .writer
                     .as_reader()
@@ -330,10 +316,7 @@ async fn take_cluster_event(
             .flat_map(|status| &status.conditions)
             .any(|condition| condition.type_ == "Ready" && condition.status == "True")
     };
-    watch
-        .context
-        .metrics
-        .set_clusters(clusters.len(), clusters.iter().filter(is_ready).count());
+    watch.context.metrics.set_clusters(clusters.len(), clusters.iter().filter(is_ready).count());
 }
 
 /// Without what nobody reads and what is often the bigger half.
@@ -389,9 +372,8 @@ mod tests {
     #[case(&["b", "a", "b "], Some(vec!["a", "b"]))]
     fn no_namespace_means_all(#[case] given: &[&str], #[case] expected: Option<Vec<&str>>) {
         let given: Vec<String> = given.iter().map(|name| (*name).to_owned()).collect();
-        let expected = expected.map_or(Scope::All, |names| {
-            Scope::Namespaces(names.into_iter().map(str::to_owned).collect())
-        });
+        let expected = expected
+            .map_or(Scope::All, |names| Scope::Namespaces(names.into_iter().map(str::to_owned).collect()));
         assert_eq!(Scope::of(&given), expected);
     }
 
@@ -420,10 +402,7 @@ mod tests {
         let gone = list("a", &["two"]);
         assert_eq!(gone.len(), 1);
         assert_eq!(store.len(), 2);
-        assert_eq!(
-            shared.take(Some("b"), Event::Delete(cluster("b", "one"))).len(),
-            1
-        );
+        assert_eq!(shared.take(Some("b"), Event::Delete(cluster("b", "one"))).len(), 1);
         assert_eq!(store.len(), 1);
     }
 }

@@ -99,17 +99,12 @@ fn build_pod(cluster: &ValidatedCluster) -> PodTemplateSpec {
     labels.extend(names::labels(&identity.name, Component::Backend));
     let mut annotations = pod.annotations.clone();
     if let Some(redis) = &cluster.redis {
-        annotations.insert(
-            names::REDIS_PASSWORD_FINGERPRINT.to_owned(),
-            redis.password_fingerprint.clone(),
-        );
+        annotations.insert(names::REDIS_PASSWORD_FINGERPRINT.to_owned(), redis.password_fingerprint.clone());
     }
     let pull_secrets: Vec<LocalObjectReference> = spec
         .image_pull_secrets
         .iter()
-        .map(|secret| LocalObjectReference {
-            name: secret.name.clone(),
-        })
+        .map(|secret| LocalObjectReference { name: secret.name.clone() })
         .collect();
 
     PodTemplateSpec {
@@ -143,10 +138,8 @@ fn build_pod(cluster: &ValidatedCluster) -> PodTemplateSpec {
 }
 
 fn build_container(cluster: &ValidatedCluster) -> Container {
-    let mut mounts = vec![
-        metadata::mount("principals", PRINCIPALS_DIR, true),
-        metadata::mount("keys", KEYS_DIR, true),
-    ];
+    let mut mounts =
+        vec![metadata::mount("principals", PRINCIPALS_DIR, true), metadata::mount("keys", KEYS_DIR, true)];
     if cluster.redis.is_some() {
         mounts.push(metadata::mount("redis", REDIS_DIR, true));
     }
@@ -164,9 +157,7 @@ fn build_container(cluster: &ValidatedCluster) -> Container {
         volume_mounts: Some(mounts),
         lifecycle: Some(Lifecycle {
             pre_stop: Some(LifecycleHandler {
-                sleep: Some(SleepAction {
-                    seconds: i64::from(PRE_STOP_SECONDS),
-                }),
+                sleep: Some(SleepAction { seconds: i64::from(PRE_STOP_SECONDS) }),
                 ..LifecycleHandler::default()
             }),
             ..Lifecycle::default()
@@ -188,36 +179,18 @@ fn build_environment(cluster: &ValidatedCluster) -> Vec<EnvVar> {
     let limits = &spec.limits;
     let mut variables = vec![
         ("EPHEMERAL_TOKEN_TTL_SEC", spec.token_ttl_seconds.to_string()),
-        (
-            "VX11_ACCEPT_PRINCIPAL_TOKEN_IN_QUERY",
-            spec.accept_principal_token_in_query.to_string(),
-        ),
+        ("VX11_ACCEPT_PRINCIPAL_TOKEN_IN_QUERY", spec.accept_principal_token_in_query.to_string()),
         ("VX11_ADMIN_LISTEN", format!("0.0.0.0:{ADMIN_PORT}")),
         ("VX11_ALLOWED_ORIGINS", spec.allowed_origins.join(",")),
         ("VX11_CONTROL_TOKEN_FILE", format!("{KEYS_DIR}/control-token")),
         ("VX11_DRAIN_SEC", stream.drain_seconds.to_string()),
-        (
-            "VX11_ISSUE_RATE_PER_ADDRESS",
-            limits.issuances_per_second_per_address.to_string(),
-        ),
-        (
-            "VX11_ISSUE_RATE_PER_PRINCIPAL",
-            limits.issuances_per_second_per_principal.to_string(),
-        ),
+        ("VX11_ISSUE_RATE_PER_ADDRESS", limits.issuances_per_second_per_address.to_string()),
+        ("VX11_ISSUE_RATE_PER_PRINCIPAL", limits.issuances_per_second_per_principal.to_string()),
         ("VX11_LISTEN", format!("0.0.0.0:{HTTP_PORT}")),
         ("VX11_MAX_CLIENTS", stream.max_clients_per_instance.to_string()),
-        (
-            "VX11_MAX_CLIENTS_PER_ADDRESS",
-            limits.clients_per_address.to_string(),
-        ),
-        (
-            "VX11_MAX_CLIENTS_PER_PRINCIPAL",
-            limits.clients_per_principal.to_string(),
-        ),
-        (
-            "VX11_OPERATOR_SSE_HEARTBEAT",
-            stream.heartbeat_seconds.to_string(),
-        ),
+        ("VX11_MAX_CLIENTS_PER_ADDRESS", limits.clients_per_address.to_string()),
+        ("VX11_MAX_CLIENTS_PER_PRINCIPAL", limits.clients_per_principal.to_string()),
+        ("VX11_OPERATOR_SSE_HEARTBEAT", stream.heartbeat_seconds.to_string()),
         ("VX11_PRINCIPAL_TOKENS_DIR", PRINCIPALS_DIR.to_owned()),
         ("VX11_RESUME_WINDOW_SEC", stream.resume_window_seconds.to_string()),
         ("VX11_SIGNING_KEYS_DIR", KEYS_DIR.to_owned()),
@@ -251,11 +224,7 @@ fn build_environment(cluster: &ValidatedCluster) -> Vec<EnvVar> {
                 .into_iter()
                 // The API drops an empty value; so do we, and the flag's default is empty too.
                 .filter(|(_, value)| !value.is_empty())
-                .map(|(name, value)| EnvVar {
-                    name: name.to_owned(),
-                    value: Some(value),
-                    value_from: None,
-                }),
+                .map(|(name, value)| EnvVar { name: name.to_owned(), value: Some(value), value_from: None }),
         )
         .collect()
 }
@@ -367,21 +336,13 @@ mod tests {
         }]);
         let spread = build_spread(&cluster);
         assert_eq!(spread.len(), 1);
-        assert_eq!(
-            spread[0].label_selector,
-            Some(metadata::selector(&cluster.identity, Component::Backend))
-        );
+        assert_eq!(spread[0].label_selector, Some(metadata::selector(&cluster.identity, Component::Backend)));
     }
 
     #[test]
     fn labels_of_the_user_never_replace_ours() {
         let mut cluster = simple_cluster();
-        cluster
-            .backend
-            .spec
-            .pod
-            .labels
-            .insert(names::INSTANCE.to_owned(), "other".to_owned());
+        cluster.backend.spec.pod.labels.insert(names::INSTANCE.to_owned(), "other".to_owned());
         let labels = build_pod(&cluster).metadata.unwrap().labels.unwrap();
         assert_eq!(labels[names::INSTANCE], "simple-cluster");
     }

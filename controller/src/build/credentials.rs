@@ -30,10 +30,7 @@ pub fn build_credential(
         SecretSource::Missing(name, data) => (name, Some(data.clone())),
     };
     Some(Credential {
-        secret: Secret {
-            metadata: metadata::owned(identity, component, name.clone()),
-            ..Secret::default()
-        },
+        secret: Secret { metadata: metadata::owned(identity, component, name.clone()), ..Secret::default() },
         create_with,
     })
 }

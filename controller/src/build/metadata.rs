@@ -28,10 +28,7 @@ pub fn owned(identity: &Identity, component: Component, name: String) -> ObjectM
 /// Selector of a component's pods.
 #[must_use]
 pub fn selector(identity: &Identity, component: Component) -> LabelSelector {
-    LabelSelector {
-        match_labels: Some(names::selector(&identity.name, component)),
-        match_expressions: None,
-    }
+    LabelSelector { match_labels: Some(names::selector(&identity.name, component)), match_expressions: None }
 }
 
 /// Pod security that the `restricted` standard asks for, for one user that also owns the volumes.
@@ -43,10 +40,7 @@ pub fn pod_security(user: i64) -> PodSecurityContext {
         run_as_group: Some(user),
         fs_group: Some(user),
         fs_group_change_policy: Some("OnRootMismatch".to_owned()),
-        seccomp_profile: Some(SeccompProfile {
-            type_: "RuntimeDefault".to_owned(),
-            localhost_profile: None,
-        }),
+        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
         ..PodSecurityContext::default()
     }
 }
@@ -56,10 +50,7 @@ pub fn pod_security(user: i64) -> PodSecurityContext {
 pub fn container_security() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
-        capabilities: Some(Capabilities {
-            drop: Some(vec!["ALL".to_owned()]),
-            add: None,
-        }),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
         privileged: Some(false),
         read_only_root_filesystem: Some(true),
         run_as_non_root: Some(true),

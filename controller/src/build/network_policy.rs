@@ -41,10 +41,7 @@ pub fn build_backend_policy(cluster: &ValidatedCluster) -> NetworkPolicy {
             pod_selector: Some(metadata::selector(&cluster.identity, Component::Backend)),
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![
-                NetworkPolicyIngressRule {
-                    from: None,
-                    ports: Some(vec![port("http")]),
-                },
+                NetworkPolicyIngressRule { from: None, ports: Some(vec![port("http")]) },
                 NetworkPolicyIngressRule {
                     from: Some(vec![controller, monitoring]),
                     ports: Some(vec![port("admin")]),
@@ -63,11 +60,7 @@ pub fn build_redis_policy(cluster: &ValidatedCluster) -> NetworkPolicy {
         ..NetworkPolicyPeer::default()
     };
     NetworkPolicy {
-        metadata: metadata::owned(
-            &cluster.identity,
-            Component::Redis,
-            names::redis(&cluster.identity.name),
-        ),
+        metadata: metadata::owned(&cluster.identity, Component::Redis, names::redis(&cluster.identity.name)),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(metadata::selector(&cluster.identity, Component::Redis)),
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),

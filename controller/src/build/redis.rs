@@ -169,22 +169,14 @@ fn build_pod(cluster: &ValidatedCluster, redis: &Redis) -> PodTemplateSpec {
         .spec
         .image_pull_secrets
         .iter()
-        .map(|secret| LocalObjectReference {
-            name: secret.name.clone(),
-        })
+        .map(|secret| LocalObjectReference { name: secret.name.clone() })
         .collect();
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(names::labels(&identity.name, Component::Redis)),
             annotations: Some(BTreeMap::from([
-                (
-                    names::REDIS_PASSWORD_FINGERPRINT.to_owned(),
-                    redis.password_fingerprint.clone(),
-                ),
-                (
-                    names::REDIS_CONFIG_FINGERPRINT.to_owned(),
-                    fingerprint::of_map(&build_files(redis)),
-                ),
+                (names::REDIS_PASSWORD_FINGERPRINT.to_owned(), redis.password_fingerprint.clone()),
+                (names::REDIS_CONFIG_FINGERPRINT.to_owned(), fingerprint::of_map(&build_files(redis))),
             ])),
             ..ObjectMeta::default()
         }),
@@ -265,10 +257,7 @@ fn build_claim(cluster: &ValidatedCluster, redis: &Redis) -> Option<PersistentVo
         spec: Some(PersistentVolumeClaimSpec {
             access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
             resources: Some(VolumeResourceRequirements {
-                requests: Some(BTreeMap::from([(
-                    "storage".to_owned(),
-                    Quantity(volume.size.clone()),
-                )])),
+                requests: Some(BTreeMap::from([("storage".to_owned(), Quantity(volume.size.clone()))])),
                 limits: None,
             }),
             storage_class_name: volume.class.clone(),
@@ -281,9 +270,7 @@ fn build_claim(cluster: &ValidatedCluster, redis: &Redis) -> Option<PersistentVo
 
 fn probe(script: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
     Probe {
-        exec: Some(ExecAction {
-            command: Some(vec!["sh".to_owned(), format!("{CONFIG_DIR}/{script}")]),
-        }),
+        exec: Some(ExecAction { command: Some(vec!["sh".to_owned(), format!("{CONFIG_DIR}/{script}")]) }),
         period_seconds: Some(period_seconds),
         timeout_seconds: Some(3),
         success_threshold: Some(1),
@@ -314,11 +301,7 @@ mod tests {
         let spec = build_stateful_set(&cluster, &redis).spec.unwrap();
         assert_eq!(spec.volume_claim_templates, None);
         let volumes = spec.template.spec.unwrap().volumes.unwrap();
-        assert!(
-            volumes
-                .iter()
-                .any(|volume| volume.name == "data" && volume.empty_dir.is_some())
-        );
+        assert!(volumes.iter().any(|volume| volume.name == "data" && volume.empty_dir.is_some()));
         assert!(build_configuration(&redis).contains("appendonly no"));
     }
 

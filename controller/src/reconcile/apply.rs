@@ -70,11 +70,7 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
         backend_budget,
         ingress,
     } = prepared;
-    let pass = Pass {
-        context,
-        key,
-        identity: &identity,
-    };
+    let pass = Pass { context, key, identity: &identity };
     let mut report = Report::default();
 
     // Pods mount the credentials: without them nothing else may start.
@@ -82,12 +78,9 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
     for credential in &credentials {
         secrets.push((Wish::new(Kind::Secret, &credential.secret)?, &credential.create_with));
     }
-    let made = join_all(
-        secrets
-            .iter()
-            .map(|(wish, create_with)| pass.ensure_secret(wish, create_with.as_ref())),
-    )
-    .await;
+    let made =
+        join_all(secrets.iter().map(|(wish, create_with)| pass.ensure_secret(wish, create_with.as_ref())))
+            .await;
     for ((wish, _), outcome) in secrets.iter().zip(made) {
         report.add(wish, outcome)?;
     }
@@ -102,14 +95,7 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
         Wish::new(Kind::NetworkPolicy, &backend_policy)?,
     ];
     let mut store = None;
-    if let Some(PreparedRedis {
-        config_map,
-        service,
-        policy,
-        stateful_set,
-        volume,
-    }) = redis
-    {
+    if let Some(PreparedRedis { config_map, service, policy, stateful_set, volume }) = redis {
         before.push(Wish::new(Kind::ConfigMap, &config_map)?);
         before.push(Wish::new(Kind::Service, &service)?);
         before.push(Wish::new(Kind::NetworkPolicy, &policy)?);
@@ -150,7 +136,12 @@ impl Report {
         self.note(wish.kind, &wish.name, outcome)
     }
 
-    fn note(&mut self, kind: Kind, name: &str, outcome: Result<Outcome, ApplyError>) -> Result<(), ClientError> {
+    fn note(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        outcome: Result<Outcome, ApplyError>,
+    ) -> Result<(), ClientError> {
         match outcome {
             Ok(Outcome::Settled) => {}
             Ok(Outcome::Waiting) => self.applied.waiting = true,
@@ -316,9 +307,7 @@ impl Pass<'_> {
         });
         let namespace = &self.identity.namespace;
         let client = &self.context.client;
-        Ok(client
-            .apply(Kind::Deployment, namespace, name, Manager::Scale, &body)
-            .await?)
+        Ok(client.apply(Kind::Deployment, namespace, name, Manager::Scale, &body).await?)
     }
 
     /// Removes what belongs to this very cluster and is no longer asked for.
@@ -328,13 +317,8 @@ impl Pass<'_> {
                 && child.owner_uid.as_deref() == Some(&self.identity.uid)
                 && !report.wanted.contains(&(child.kind, child.name.clone()))
         };
-        let orphans: Vec<Child> = self
-            .context
-            .cache
-            .children(self.key)
-            .into_iter()
-            .filter(is_orphan)
-            .collect();
+        let orphans: Vec<Child> =
+            self.context.cache.children(self.key).into_iter().filter(is_orphan).collect();
         for Child { kind, name, uid, .. } in orphans {
             tracing::info!(
                 kind = kind.as_str(),
@@ -343,11 +327,8 @@ impl Pass<'_> {
                 "removing what the spec no longer asks for"
             );
             let namespace = &self.identity.namespace;
-            let removed = self
-                .context
-                .client
-                .delete(kind, namespace, &name, &uid, PropagationPolicy::Background)
-                .await;
+            let removed =
+                self.context.client.delete(kind, namespace, &name, &uid, PropagationPolicy::Background).await;
             report.note(kind, &name, removed.map(|()| Outcome::Settled).map_err(Into::into))?;
         }
         Ok(())
@@ -358,21 +339,14 @@ impl Pass<'_> {
     }
 
     fn learn(self, kind: Kind, object: DynamicObject, agreed: Option<String>) {
-        let metadata = kube::api::ObjectMeta {
-            managed_fields: None,
-            ..object.metadata.clone()
-        };
+        let metadata = kube::api::ObjectMeta { managed_fields: None, ..object.metadata.clone() };
         let facts = facts::of(kind, object);
         self.context.cache.learn(self.key, kind, &metadata, facts, agreed);
     }
 
     /// Reads an object and makes sure that it may be written.
     async fn read(self, kind: Kind, name: &str) -> Result<Option<DynamicObject>, ApplyError> {
-        let live = self
-            .context
-            .client
-            .get(kind, &self.identity.namespace, name)
-            .await?;
+        let live = self.context.client.get(kind, &self.identity.namespace, name).await?;
         if let Some(live) = &live {
             self.check_owner(kind, name, live)?;
         }
@@ -382,12 +356,8 @@ impl Pass<'_> {
     /// An object of somebody else is never taken over. One without an owner is, if it carries our labels:
     /// it was ours and was orphaned.
     fn check_owner(self, kind: Kind, name: &str, live: &DynamicObject) -> Result<(), ApplyError> {
-        let owner = live
-            .metadata
-            .owner_references
-            .iter()
-            .flatten()
-            .find(|owner| owner.controller == Some(true));
+        let owner =
+            live.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         let labelled = || {
             let labels = live.metadata.labels.as_ref();
             let is = |key: &str, value: &str| {
@@ -420,9 +390,7 @@ impl Pass<'_> {
     async fn write(self, wish: &Wish, body: &Value) -> Result<DynamicObject, ApplyError> {
         let namespace = &self.identity.namespace;
         let client = &self.context.client;
-        Ok(client
-            .apply(wish.kind, namespace, &wish.name, Manager::Objects, body)
-            .await?)
+        Ok(client.apply(wish.kind, namespace, &wish.name, Manager::Objects, body).await?)
     }
 }
 

@@ -94,10 +94,7 @@ pub fn build(cluster: &ValidatedCluster, count: Count) -> Prepared {
         count,
         backend_service: backend::build_service(cluster),
         backend_policy: network_policy::build_backend_policy(cluster),
-        ingress: cluster
-            .route
-            .as_ref()
-            .map(|route| load_balancer::ingress::build_ingress(cluster, route)),
+        ingress: cluster.route.as_ref().map(|route| load_balancer::ingress::build_ingress(cluster, route)),
     }
 }
 
@@ -107,10 +104,7 @@ mod tests {
     use crate::build::fixture::{memory_cluster, simple_cluster};
 
     fn count(instances: i32) -> Count {
-        Count {
-            instances: InstanceCount::new(instances).unwrap(),
-            removing: Vec::new(),
-        }
+        Count { instances: InstanceCount::new(instances).unwrap(), removing: Vec::new() }
     }
 
     #[test]

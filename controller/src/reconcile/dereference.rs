@@ -48,10 +48,7 @@ impl Referenced {
         let redis = spec.redis.auth.as_ref().map(|auth| auth.secret_name.as_str());
         let principals = spec.backend.principal_tokens.as_ref();
         let tls = spec.load_balancer.tls_secret_name.as_deref();
-        redis
-            .into_iter()
-            .chain(principals.map(|principals| principals.secret_name.as_str()))
-            .chain(tls)
+        redis.into_iter().chain(principals.map(|principals| principals.secret_name.as_str())).chain(tls)
     }
 }
 
@@ -105,26 +102,12 @@ pub async fn dereference(
         (RedisType::None, _) => SecretState::Missing,
         (RedisType::Standalone, Some(by_user)) => referenced(context, key, &by_user.secret_name).await?,
         (RedisType::Standalone, None) => {
-            generated(
-                context,
-                key,
-                &names::redis_auth(&key.name),
-                &[names::PASSWORD_KEY],
-            )
-            .await?
+            generated(context, key, &names::redis_auth(&key.name), &[names::PASSWORD_KEY]).await?
         }
     };
     let principals = match &spec.backend.principal_tokens {
         Some(by_user) => referenced(context, key, &by_user.secret_name).await?,
-        None => {
-            generated(
-                context,
-                key,
-                &names::principal_tokens(&key.name),
-                &[names::PRINCIPAL_KEY],
-            )
-            .await?
-        }
+        None => generated(context, key, &names::principal_tokens(&key.name), &[names::PRINCIPAL_KEY]).await?,
     };
     let signing_key = generated(context, key, &names::signing_key(&key.name), &names::SIGNING_KEYS).await?;
     let tls_secret_exists = match &spec.load_balancer.tls_secret_name {
@@ -134,24 +117,15 @@ pub async fn dereference(
     let class = match spec.load_balancer.type_ {
         LoadBalancerType::None => ClassKnowledge::Unknown,
         LoadBalancerType::Ingress => {
-            let wanted = spec
-                .load_balancer
-                .ingress
-                .as_ref()
-                .and_then(|ingress| ingress.class_name.as_deref());
+            let wanted =
+                spec.load_balancer.ingress.as_ref().and_then(|ingress| ingress.class_name.as_deref());
             match context.ingress_classes().await? {
                 Some(classes) => find_class(wanted, &classes),
                 None => ClassKnowledge::Unknown,
             }
         }
     };
-    Ok(Referenced {
-        redis_auth,
-        principals,
-        signing_key,
-        tls_secret_exists,
-        class,
-    })
+    Ok(Referenced { redis_auth, principals, signing_key, tls_secret_exists, class })
 }
 
 async fn referenced(context: &Context, key: &ClusterKey, name: &str) -> Result<SecretState, ClientError> {
@@ -183,9 +157,7 @@ async fn read_secret(
     };
     let metadata = secret.metadata.clone();
     let facts = crate::facts::of(Kind::Secret, secret);
-    context
-        .cache
-        .learn(key, Kind::Secret, &metadata, facts.clone(), None);
+    context.cache.learn(key, Kind::Secret, &metadata, facts.clone(), None);
     Ok(match facts {
         Facts::Secret(facts) => Some(facts),
         _ => None,
@@ -193,10 +165,8 @@ async fn read_secret(
 }
 
 fn draw(keys: &[&str]) -> GeneratedData {
-    let values: BTreeMap<String, String> = keys
-        .iter()
-        .map(|key| ((*key).to_owned(), random_text()))
-        .collect();
+    let values: BTreeMap<String, String> =
+        keys.iter().map(|key| ((*key).to_owned(), random_text())).collect();
     GeneratedData::new(values)
 }
 
@@ -225,22 +195,13 @@ fn random_text() -> String {
 fn find_class(wanted: Option<&str>, classes: &[IngressClass]) -> ClassKnowledge {
     let served = |class: &IngressClass| ClassKnowledge::Served {
         name: class.metadata.name.clone().unwrap_or_default(),
-        controller: class
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.controller.clone())
-            .unwrap_or_default(),
+        controller: class.spec.as_ref().and_then(|spec| spec.controller.clone()).unwrap_or_default(),
     };
     match wanted {
         Some(name) => classes
             .iter()
             .find(|class| class.metadata.name.as_deref() == Some(name))
-            .map_or_else(
-                || ClassKnowledge::Missing {
-                    name: name.to_owned(),
-                },
-                served,
-            ),
+            .map_or_else(|| ClassKnowledge::Missing { name: name.to_owned() }, served),
         None => classes
             .iter()
             .find(|class| {
@@ -289,20 +250,14 @@ mod tests {
     #[test]
     fn without_a_default_class_nothing_serves_an_unnamed_one() {
         assert_eq!(find_class(None, &[]), ClassKnowledge::NoDefault);
-        assert_eq!(
-            find_class(Some("x"), &[]),
-            ClassKnowledge::Missing { name: "x".to_owned() }
-        );
+        assert_eq!(find_class(Some("x"), &[]), ClassKnowledge::Missing { name: "x".to_owned() });
     }
 
     #[test]
     fn credentials_are_43_characters_of_base64url_and_never_the_same() {
         let text = random_text();
         assert_eq!(text.len(), 43);
-        assert!(
-            text.bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-        );
+        assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')));
         assert_ne!(text, random_text());
     }
 }

@@ -48,10 +48,7 @@ pub async fn inspect(context: &Context, key: &ClusterKey, now: Timestamp) -> Res
         _ => None,
     };
     let pods = look.pods().await?;
-    let backend_trouble = match deployment
-        .as_ref()
-        .and_then(|facts| facts.creation_failure.as_ref())
-    {
+    let backend_trouble = match deployment.as_ref().and_then(|facts| facts.creation_failure.as_ref()) {
         Some(message) => {
             let name = format!("Deployment {}", names::backend(&key.name));
             Some(diagnose::creation_failure(&name, message))
@@ -62,39 +59,21 @@ pub async fn inspect(context: &Context, key: &ClusterKey, now: Timestamp) -> Res
         Some(facts) if facts.ready == 0 => look.redis_trouble(&pods, facts).await?,
         _ => None,
     };
-    Ok(Inspected {
-        deployment,
-        stateful_set,
-        ingress,
-        backend_trouble,
-        redis_trouble,
-    })
+    Ok(Inspected { deployment, stateful_set, ingress, backend_trouble, redis_trouble })
 }
 
 /// The Deployment of the instances.
 pub async fn deployment(context: &Context, key: &ClusterKey) -> Result<Option<DeploymentFacts>, ClientError> {
-    let look = Look {
-        context,
-        key,
-        now: Timestamp::UNIX_EPOCH,
-    };
-    Ok(
-        match look.facts(Kind::Deployment, &names::backend(&key.name)).await? {
-            Some(Facts::Deployment(facts)) => Some(facts),
-            _ => None,
-        },
-    )
+    let look = Look { context, key, now: Timestamp::UNIX_EPOCH };
+    Ok(match look.facts(Kind::Deployment, &names::backend(&key.name)).await? {
+        Some(Facts::Deployment(facts)) => Some(facts),
+        _ => None,
+    })
 }
 
 /// Every pod of the cluster, in the order of their names.
 pub async fn pods(context: &Context, key: &ClusterKey) -> Result<Vec<(String, PodFacts)>, ClientError> {
-    Look {
-        context,
-        key,
-        now: Timestamp::UNIX_EPOCH,
-    }
-    .pods()
-    .await
+    Look { context, key, now: Timestamp::UNIX_EPOCH }.pods().await
 }
 
 struct Look<'a> {
@@ -110,11 +89,7 @@ impl Look<'_> {
             return Ok(Some(facts));
         }
         // What no watch has seen and no write has made is not there.
-        if !cache
-            .children(self.key)
-            .iter()
-            .any(|child| child.kind == kind && child.name == name)
-        {
+        if !cache.children(self.key).iter().any(|child| child.kind == kind && child.name == name) {
             return Ok(None);
         }
         let Some(object) = self.context.client.get(kind, &self.key.namespace, name).await? else {
@@ -156,11 +131,7 @@ impl Look<'_> {
         let Some((name, pod)) = waiting else {
             return Ok(None);
         };
-        let warning = self
-            .context
-            .client
-            .latest_warning(&self.key.namespace, &pod.uid)
-            .await?;
+        let warning = self.context.client.latest_warning(&self.key.namespace, &pod.uid).await?;
         Ok(warning.map(|event| {
             diagnose::pod_warning(
                 name,
@@ -185,11 +156,7 @@ impl Look<'_> {
             return Ok(None);
         }
         // No pod at all: only an event of the StatefulSet says why.
-        let warning = self
-            .context
-            .client
-            .latest_warning(&self.key.namespace, &set.uid)
-            .await?;
+        let warning = self.context.client.latest_warning(&self.key.namespace, &set.uid).await?;
         let name = format!("StatefulSet {}", names::redis(&self.key.name));
         Ok(warning
             .map(|event| diagnose::creation_failure(&name, event.message.as_deref().unwrap_or_default())))
@@ -208,9 +175,7 @@ impl Look<'_> {
         match &claim.class {
             Some(class)
                 if !class.is_empty()
-                    && !classes
-                        .iter()
-                        .any(|known| known.metadata.name.as_ref() == Some(class)) =>
+                    && !classes.iter().any(|known| known.metadata.name.as_ref() == Some(class)) =>
             {
                 Ok(Some(Trouble::new(
                     "StorageClassMissing",
@@ -233,17 +198,10 @@ impl Look<'_> {
         if !self.is_late(claim.created) {
             return Ok(None);
         }
-        let warning = self
-            .context
-            .client
-            .latest_warning(&self.key.namespace, &claim.uid)
-            .await?;
+        let warning = self.context.client.latest_warning(&self.key.namespace, &claim.uid).await?;
         Ok(warning.map(|event| {
             let detail = diagnose::quote(event.message.as_deref().unwrap_or_default());
-            Trouble::new(
-                "VolumePending",
-                format!("PersistentVolumeClaim {name} has no volume: {detail}"),
-            )
+            Trouble::new("VolumePending", format!("PersistentVolumeClaim {name} has no volume: {detail}"))
         }))
     }
 

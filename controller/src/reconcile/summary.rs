@@ -71,119 +71,15 @@ pub struct Transition {
 /// Makes the status.
 #[must_use]
 pub fn summarise(findings: &Findings) -> Summary {
-    let redis = redis_part(findings);
-    let backend = backend_part(findings);
-    let route = route_part(findings);
-    let parts = [&redis, &backend, &route];
-
-    let first_broken = parts.iter().find_map(|part| match part {
-        Part::Broken(trouble) => Some(trouble),
-        Part::Ready { .. } | Part::Starting(_) => None,
-    });
-    let first_starting = parts.iter().find_map(|part| match part {
-        Part::Starting(trouble) => Some(trouble),
-        Part::Ready { .. } | Part::Broken(_) => None,
-    });
-    let changing = parts.iter().find_map(|part| match part {
-        Part::Ready {
-            changing: true,
-            reason,
-            message,
-        } => Some(Trouble::new(reason, message)),
-        _ => None,
-    });
-    let degraded = findings
-        .invalid
-        .as_ref()
-        .or(findings.failures.first())
-        .or(first_broken);
-    let paused = findings.cluster.spec.paused;
-    let all_ready = parts.iter().all(|part| part.is_ready());
-
-    let mut board = Board::new(findings);
-    let ready = match (degraded, first_starting) {
-        (Some(trouble), _) if findings.invalid.is_some() || !findings.failures.is_empty() || !all_ready => {
-            (false, trouble.reason, trouble.message.as_str())
-        }
-        (_, Some(trouble)) => (false, trouble.reason, trouble.message.as_str()),
-        _ => (true, "AllReady", "everything is as the spec says"),
-    };
-    board.set("Ready", ready, Telling::Quiet);
-    let progressing = match first_starting.or(changing.as_ref()) {
-        Some(trouble) => (true, trouble.reason, trouble.message.as_str()),
-        None => (false, "Settled", "no change is on its way"),
-    };
-    board.set("Progressing", progressing, Telling::Quiet);
-    match degraded {
-        Some(trouble) => board.set(
-            "Degraded",
-            (true, trouble.reason, &trouble.message),
-            if first_broken == Some(trouble) {
-                // The part's own condition tells it.
-                Telling::Quiet
-            } else {
-                Telling::Warning
-            },
-        ),
-        None => board.set(
-            "Degraded",
-            (false, "NothingWrong", "nothing is wrong"),
-            Telling::Quiet,
-        ),
-    }
-    for (type_, part) in [
-        ("RedisReady", &redis),
-        ("BackendReady", &backend),
-        ("LoadBalancerReady", &route),
-    ] {
-        let telling = match part {
-            Part::Ready { .. } => Telling::News,
-            Part::Starting(_) => Telling::Quiet,
-            Part::Broken(_) => Telling::Warning,
-        };
-        board.set(type_, part.told(), telling);
-    }
-    set_paused(&mut board, paused);
-
-    for condition in findings.scaling.iter().flat_map(|report| &report.conditions) {
-        let telling = if condition.warning {
-            Telling::Warning
-        } else {
-            Telling::Quiet
-        };
-        board.set_status(
-            condition.type_,
-            (condition.status, condition.reason, &condition.message),
-            telling,
-        );
-    }
-    board
-        .transitions
-        .extend(findings.scaling_news.clone().map(|news| Transition {
-            warning: news.warning,
-            reason: news.reason.to_owned(),
-            message: news.message,
-        }));
-
+    let parts =
+        Parts { redis: redis_part(findings), backend: backend_part(findings), route: route_part(findings) };
+    let outlook = Outlook::new(findings, &parts);
+    let board = write_conditions(findings, &parts, &outlook);
     let deployment = findings.inspected.deployment.clone().unwrap_or_default();
     let report = findings.scaling.cloned().unwrap_or_default();
-    let is_changing = first_starting.is_some() || changing.is_some();
-    let phase = if paused {
-        Phase::Paused
-    } else if findings.invalid.is_some() {
-        Phase::Invalid
-    } else if degraded.is_some() {
-        Phase::Degraded
-    } else if !is_changing {
-        Phase::Ready
-    } else if deployment.ready == 0 && findings.desired != Some(0) {
-        Phase::Pending
-    } else {
-        Phase::Progressing
-    };
     let status = VX11ClusterStatus {
         observed_generation: findings.cluster.metadata.generation,
-        phase: Some(phase),
+        phase: Some(phase(findings, &outlook, deployment.ready)),
         conditions: board.conditions,
         selector: Some(names::backend_selector_text(
             findings.cluster.metadata.name.as_deref().unwrap_or_default(),
@@ -199,7 +95,7 @@ pub fn summarise(findings: &Findings) -> Summary {
         estimated_cost_per_hour: report.estimated_cost_per_hour,
         endpoint: endpoint(findings),
         redis: Some(RedisStatus {
-            state: match (findings.cluster.spec.redis.type_, &redis) {
+            state: match (findings.cluster.spec.redis.type_, &parts.redis) {
                 (RedisType::None, _) => RedisState::Disabled,
                 (RedisType::Standalone, Part::Ready { .. }) => RedisState::Ready,
                 (RedisType::Standalone, _) => RedisState::Unavailable,
@@ -207,31 +103,123 @@ pub fn summarise(findings: &Findings) -> Summary {
         }),
     };
     Summary {
-        settled: all_ready && degraded.is_none() && !is_changing,
+        settled: outlook.all_ready && outlook.degraded.is_none() && outlook.progress.is_none(),
         status,
         transitions: board.transitions,
     }
 }
 
+/// The parts of a cluster.
+struct Parts {
+    redis: Part,
+    backend: Part,
+    route: Part,
+}
+
+/// The parts taken together.
+struct Outlook {
+    /// What is wrong; the first thing, when there are several.
+    degraded: Option<Trouble>,
+    /// It is a part's own trouble, which the part's condition tells as well.
+    degraded_by_part: bool,
+    /// What is on its way.
+    progress: Option<Trouble>,
+    /// What keeps the cluster from being ready.
+    obstacle: Option<Trouble>,
+    all_ready: bool,
+}
+
+impl Outlook {
+    fn new(findings: &Findings, parts: &Parts) -> Self {
+        let all = [&parts.redis, &parts.backend, &parts.route];
+        let broken = all.iter().find_map(|part| match part {
+            Part::Broken(trouble) => Some(trouble.clone()),
+            Part::Ready { .. } | Part::Starting(_) => None,
+        });
+        let starting = all.iter().find_map(|part| match part {
+            Part::Starting(trouble) => Some(trouble.clone()),
+            Part::Ready { .. } | Part::Broken(_) => None,
+        });
+        let changing = all.iter().find_map(|part| match part {
+            Part::Ready { changing: true, reason, message } => Some(Trouble::new(reason, message)),
+            Part::Ready { .. } | Part::Starting(_) | Part::Broken(_) => None,
+        });
+        let of_the_whole = findings.invalid.as_ref().or(findings.failures.first()).cloned();
+        let degraded_by_part = of_the_whole.is_none();
+        let degraded = of_the_whole.or(broken);
+        Self {
+            degraded_by_part,
+            obstacle: degraded.clone().or_else(|| starting.clone()),
+            degraded,
+            progress: starting.or(changing),
+            all_ready: all.iter().all(|part| part.is_ready()),
+        }
+    }
+}
+
+fn write_conditions<'a>(findings: &Findings<'a>, parts: &Parts, outlook: &Outlook) -> Board<'a> {
+    let mut board = Board::new(findings);
+    let told = |trouble: &Option<Trouble>, holds: bool, otherwise: (&'static str, &'static str)| match trouble
+    {
+        Some(trouble) => (holds, trouble.reason, trouble.message.clone()),
+        None => (!holds, otherwise.0, otherwise.1.to_owned()),
+    };
+    let (holds, reason, message) =
+        told(&outlook.obstacle, false, ("AllReady", "everything is as the spec says"));
+    board.set("Ready", (holds, reason, &message), Telling::Quiet);
+    let (holds, reason, message) = told(&outlook.progress, true, ("Settled", "no change is on its way"));
+    board.set("Progressing", (holds, reason, &message), Telling::Quiet);
+    let (holds, reason, message) = told(&outlook.degraded, true, ("NothingWrong", "nothing is wrong"));
+    let telling = if outlook.degraded_by_part { Telling::Quiet } else { Telling::Warning };
+    board.set("Degraded", (holds, reason, &message), telling);
+
+    for (type_, part) in
+        [("RedisReady", &parts.redis), ("BackendReady", &parts.backend), ("LoadBalancerReady", &parts.route)]
+    {
+        let telling = match part {
+            Part::Ready { .. } => Telling::News,
+            Part::Starting(_) => Telling::Quiet,
+            Part::Broken(_) => Telling::Warning,
+        };
+        board.set(type_, part.told(), telling);
+    }
+    set_paused(&mut board, findings.cluster.spec.paused);
+
+    for condition in findings.scaling.iter().flat_map(|report| &report.conditions) {
+        let telling = if condition.warning { Telling::Warning } else { Telling::Quiet };
+        board.set_status(condition.type_, (condition.status, condition.reason, &condition.message), telling);
+    }
+    board.transitions.extend(findings.scaling_news.clone().map(|news| Transition {
+        warning: news.warning,
+        reason: news.reason.to_owned(),
+        message: news.message,
+    }));
+    board
+}
+
+fn phase(findings: &Findings, outlook: &Outlook, ready: i32) -> Phase {
+    if findings.cluster.spec.paused {
+        Phase::Paused
+    } else if findings.invalid.is_some() {
+        Phase::Invalid
+    } else if outlook.degraded.is_some() {
+        Phase::Degraded
+    } else if outlook.progress.is_none() {
+        Phase::Ready
+    } else if ready == 0 && findings.desired != Some(0) {
+        Phase::Pending
+    } else {
+        Phase::Progressing
+    }
+}
+
 fn set_paused(board: &mut Board, paused: bool) {
     let condition = if paused {
-        (
-            true,
-            "SpecPaused",
-            "spec.paused is true: the controller writes nothing but status",
-        )
+        (true, "SpecPaused", "spec.paused is true: the controller writes nothing but status")
     } else {
-        (
-            false,
-            "SpecNotPaused",
-            "the controller keeps the objects as the spec says",
-        )
+        (false, "SpecNotPaused", "the controller keeps the objects as the spec says")
     };
-    let telling = if paused || board.was("Paused", "True") {
-        Telling::News
-    } else {
-        Telling::Quiet
-    };
+    let telling = if paused || board.was("Paused", "True") { Telling::News } else { Telling::Quiet };
     board.set("Paused", condition, telling);
 }
 
@@ -242,27 +230,11 @@ fn endpoint(findings: &Findings) -> Option<String> {
         let namespace = findings.cluster.metadata.namespace.as_deref()?;
         return Some(format!("http://{name}.{namespace}.svc:{}", names::HTTP_PORT));
     }
-    let scheme = if spec.tls_secret_name.is_some() {
-        "https"
-    } else {
-        "http"
-    };
-    let address = findings
-        .inspected
-        .ingress
-        .as_ref()
-        .and_then(|ingress| ingress.address.clone());
-    let host = spec
-        .host
-        .clone()
-        .filter(|host| !host.starts_with("*."))
-        .or(address)?;
+    let scheme = if spec.tls_secret_name.is_some() { "https" } else { "http" };
+    let address = findings.inspected.ingress.as_ref().and_then(|ingress| ingress.address.clone());
+    let host = spec.host.clone().filter(|host| !host.starts_with("*.")).or(address)?;
     // An IPv6 address needs brackets in a URL.
-    Some(if host.contains(':') {
-        format!("{scheme}://[{host}]")
-    } else {
-        format!("{scheme}://{host}")
-    })
+    Some(if host.contains(':') { format!("{scheme}://[{host}]") } else { format!("{scheme}://{host}") })
 }
 
 #[cfg(test)]

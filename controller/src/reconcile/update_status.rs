@@ -21,11 +21,7 @@ pub async fn update_status(
     previous: &VX11ClusterStatus,
     summary: Summary,
 ) -> Result<(), ClientError> {
-    let Summary {
-        status,
-        transitions,
-        settled: _,
-    } = summary;
+    let Summary { status, transitions, settled: _ } = summary;
     if status != *previous {
         let body = json!({
             "apiVersion": VX11Cluster::api_version(&()),
@@ -33,11 +29,7 @@ pub async fn update_status(
             "metadata": {"name": key.name},
             "status": status,
         });
-        let written = match context
-            .client
-            .apply_status(&key.namespace, &key.name, &body)
-            .await
-        {
+        let written = match context.client.apply_status(&key.namespace, &key.name, &body).await {
             // Deleted meanwhile.
             Err(error) if error.code() == Some(404) => return Ok(()),
             other => other?,
@@ -49,11 +41,7 @@ pub async fn update_status(
     }
     for transition in transitions {
         let event = Event {
-            type_: if transition.warning {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
+            type_: if transition.warning { EventType::Warning } else { EventType::Normal },
             reason: transition.reason,
             note: Some(transition.message.chars().take(MAX_NOTE).collect()),
             action: "Reconcile".to_owned(),

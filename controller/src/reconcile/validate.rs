@@ -68,10 +68,7 @@ pub enum ValidateError {
 
 impl From<PolicyError> for ValidateError {
     fn from(error: PolicyError) -> Self {
-        Self::InvalidSpec {
-            field: error.field,
-            problem: error.problem,
-        }
+        Self::InvalidSpec { field: error.field, problem: error.problem }
     }
 }
 
@@ -146,11 +143,7 @@ pub fn identify(cluster: &VX11Cluster) -> Result<Identity, ValidateError> {
             problem: format!("must be at most {MAX_NAME_LENGTH} characters; choose a shorter name"),
         });
     }
-    Ok(Identity {
-        name: name.clone(),
-        namespace: namespace.clone(),
-        uid: uid.clone(),
-    })
+    Ok(Identity { name: name.clone(), namespace: namespace.clone(), uid: uid.clone() })
 }
 
 fn validate_backend(
@@ -160,10 +153,7 @@ fn validate_backend(
     defaults: &Defaults,
 ) -> Result<Backend, ValidateError> {
     let spec = &cluster.spec.backend;
-    let by_user = spec
-        .principal_tokens
-        .as_ref()
-        .map(|reference| reference.secret_name.clone());
+    let by_user = spec.principal_tokens.as_ref().map(|reference| reference.secret_name.clone());
     let (principals, facts) = locate(
         identity,
         by_user,
@@ -178,21 +168,13 @@ fn validate_backend(
             problem: "it holds no principal; add a key for each principal with its token as the value",
         });
     }
-    let (signing_key, facts) = locate(
-        identity,
-        None,
-        names::signing_key(&identity.name),
-        "",
-        &referenced.signing_key,
-    )?;
+    let (signing_key, facts) =
+        locate(identity, None, names::signing_key(&identity.name), "", &referenced.signing_key)?;
     for key in names::SIGNING_KEYS {
         require_key(identity, &signing_key, facts, key)?;
     }
     Ok(Backend {
-        image: spec
-            .image
-            .clone()
-            .unwrap_or_else(|| defaults.backend_image.clone()),
+        image: spec.image.clone().unwrap_or_else(|| defaults.backend_image.clone()),
         resources: resources(
             "spec.backend.resources",
             spec.resources.as_ref(),
@@ -310,11 +292,9 @@ fn locate<'a>(
 ) -> Result<(SecretSource, Option<&'a SecretFacts>), ValidateError> {
     match (by_user, state) {
         (Some(name), SecretState::Found(facts)) => Ok((SecretSource::Referenced(name), Some(facts))),
-        (Some(name), SecretState::Missing | SecretState::Drawn(_)) => Err(ValidateError::SecretMissing {
-            namespace: identity.namespace.clone(),
-            name,
-            field,
-        }),
+        (Some(name), SecretState::Missing | SecretState::Drawn(_)) => {
+            Err(ValidateError::SecretMissing { namespace: identity.namespace.clone(), name, field })
+        }
         (None, SecretState::Found(facts)) => Ok((SecretSource::Generated(generated), Some(facts))),
         (None, SecretState::Drawn(data)) => Ok((SecretSource::Missing(generated, data.clone()), None)),
         (None, SecretState::Missing) => Err(ValidateError::SecretMissing {
@@ -357,10 +337,7 @@ fn resources(
     limits: &[(&str, &str)],
 ) -> Result<ResourceRequirements, ValidateError> {
     let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, Quantity> {
-        pairs
-            .iter()
-            .map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned())))
-            .collect()
+        pairs.iter().map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned()))).collect()
     };
     let (requests, limits) = match given {
         Some(given) => (given.requests.clone(), given.limits.clone()),
@@ -370,10 +347,7 @@ fn resources(
         if quantity::billionths(&amount.0).is_none_or(|amount| amount < 0) {
             return Err(ValidateError::InvalidSpec {
                 field,
-                problem: format!(
-                    "`{}` is no amount of {name}; write it like 500m or 256Mi",
-                    amount.0
-                ),
+                problem: format!("`{}` is no amount of {name}; write it like 500m or 256Mi", amount.0),
             });
         }
     }

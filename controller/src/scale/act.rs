@@ -42,13 +42,8 @@ pub async fn act(
                 // First the instance, then its pod: a mark without a drain is drained again, a drain without
                 // a mark would be forgotten.
                 if tell(context, key, sight, name, &mut token, Order::Cancel).await? {
-                    annotate(
-                        context,
-                        key,
-                        name,
-                        json!({names::DRAIN: null, DELETION_COST_ANNOTATION: null}),
-                    )
-                    .await?;
+                    annotate(context, key, name, json!({names::DRAIN: null, DELETION_COST_ANNOTATION: null}))
+                        .await?;
                 }
             }
             Action::Shed { name, streams } => {
@@ -107,9 +102,7 @@ async fn annotate(
     match context.client.merge(Kind::Pod, &key.namespace, pod, &patch).await {
         Ok(object) => {
             let metadata = object.metadata.clone();
-            context
-                .cache
-                .learn(key, Kind::Pod, &metadata, facts::of(Kind::Pod, object), None);
+            context.cache.learn(key, Kind::Pod, &metadata, facts::of(Kind::Pod, object), None);
             Ok(())
         }
         // Gone meanwhile: the next look sees that.
@@ -120,10 +113,7 @@ async fn annotate(
 
 /// The token is read when it is needed and never kept.
 async fn read_token(context: &Context, key: &ClusterKey) -> Result<ControlToken, ClientError> {
-    let secret = context
-        .client
-        .get(Kind::Secret, &key.namespace, &names::signing_key(&key.name))
-        .await?;
+    let secret = context.client.get(Kind::Secret, &key.namespace, &names::signing_key(&key.name)).await?;
     let value = secret
         .and_then(|secret| secret.try_parse::<k8s_openapi::api::core::v1::Secret>().ok())
         .and_then(|secret| secret.data)

@@ -62,21 +62,12 @@ pub async fn begin_drain(instance: SocketAddr, token: &ControlToken) -> Result<(
 
 /// Tells an instance to serve again. Harmless when it already does.
 pub async fn cancel_drain(instance: SocketAddr, token: &ControlToken) -> Result<(), AdminError> {
-    ask(instance, Method::DELETE, "/drain", Some(token))
-        .await
-        .map(drop)
+    ask(instance, Method::DELETE, "/drain", Some(token)).await.map(drop)
 }
 
 /// Tells an instance to close `streams` of its streams so that they reconnect elsewhere.
 pub async fn shed(instance: SocketAddr, streams: u64, token: &ControlToken) -> Result<(), AdminError> {
-    ask(
-        instance,
-        Method::POST,
-        &format!("/shed?count={streams}"),
-        Some(token),
-    )
-    .await
-    .map(drop)
+    ask(instance, Method::POST, &format!("/shed?count={streams}"), Some(token)).await.map(drop)
 }
 
 async fn ask(
@@ -107,10 +98,8 @@ async fn exchange(
     let request = request.body(Empty::<Bytes>::new())?;
 
     let socket = TcpStream::connect(instance).await?;
-    let (mut sender, connection) = http1::Builder::new()
-        .max_headers(32)
-        .handshake(TokioIo::new(socket))
-        .await?;
+    let (mut sender, connection) =
+        http1::Builder::new().max_headers(32).handshake(TokioIo::new(socket)).await?;
     // Connection and answer advance together in this task: when the deadline drops it, both are gone.
     let answer = async move {
         let answer = sender.send_request(request).await?;
@@ -118,8 +107,7 @@ async fn exchange(
             return Err(AdminError::Refused(answer.status()));
         }
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-        body.map(http_body_util::Collected::to_bytes)
-            .map_err(|error| AdminError::Unusable(error.to_string()))
+        body.map(http_body_util::Collected::to_bytes).map_err(|error| AdminError::Unusable(error.to_string()))
     };
     tokio::pin!(answer, connection);
     tokio::select! {
@@ -146,13 +134,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
-            let mut held = Vec::new();
+            let mut open_sockets = Vec::new();
             while let Ok((mut socket, _)) = listener.accept().await {
                 let mut head = [0; 1024];
                 let _ = socket.read(&mut head).await;
                 let _ = socket.write_all(&answer).await;
                 if hold {
-                    held.push(socket);
+                    open_sockets.push(socket);
                 }
             }
         });
@@ -179,10 +167,7 @@ mod tests {
     #[case::refusal(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".to_vec(), "it answers 403")]
     #[tokio::test]
     async fn a_useless_answer_is_an_error_with_its_reason(#[case] answer: Vec<u8>, #[case] reason: &str) {
-        let error = get_load(instance(answer, false).await)
-            .await
-            .unwrap_err()
-            .to_string();
+        let error = get_load(instance(answer, false).await).await.unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
     }
 
@@ -190,10 +175,7 @@ mod tests {
     async fn a_slow_instance_costs_no_more_than_the_deadline() {
         let began = Instant::now();
         let address = instance(b"HTTP/1.1 200 OK\r\n".to_vec(), true).await;
-        assert_eq!(
-            get_load(address).await.unwrap_err().to_string(),
-            "no answer within 1 s"
-        );
+        assert_eq!(get_load(address).await.unwrap_err().to_string(), "no answer within 1 s");
         assert!(began.elapsed() < DEADLINE * 2);
     }
 
@@ -202,12 +184,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        assert!(
-            get_load(address)
-                .await
-                .unwrap_err()
-                .to_string()
-                .starts_with("cannot connect")
-        );
+        assert!(get_load(address).await.unwrap_err().to_string().starts_with("cannot connect"));
     }
 }

@@ -27,11 +27,7 @@ impl TryFrom<u8> for Percent {
     type Error = PercentOutOfRange;
 
     fn try_from(value: u8) -> Result<Self, Self::Error> {
-        if (1..=100).contains(&value) {
-            Ok(Self(value))
-        } else {
-            Err(PercentOutOfRange(value))
-        }
+        if (1..=100).contains(&value) { Ok(Self(value)) } else { Err(PercentOutOfRange(value)) }
     }
 }
 
@@ -131,10 +127,8 @@ impl CapacityModel {
     #[must_use]
     pub fn utilization_percent(&self, load: Load, instances: u32) -> u64 {
         let capacity = self.capacity(instances);
-        share_percent(load.clients, capacity.clients).max(share_percent(
-            load.issuances_per_second,
-            capacity.issuances_per_second,
-        ))
+        share_percent(load.clients, capacity.clients)
+            .max(share_percent(load.issuances_per_second, capacity.issuances_per_second))
     }
 
     fn carried(&self, instances: u32, each: NonZeroU64) -> u64 {
@@ -184,17 +178,11 @@ mod tests {
     use super::*;
 
     fn clients(clients: u64) -> Load {
-        Load {
-            clients,
-            ..Load::default()
-        }
+        Load { clients, ..Load::default() }
     }
 
     fn issuances(issuances_per_second: u64) -> Load {
-        Load {
-            issuances_per_second,
-            ..Load::default()
-        }
+        Load { issuances_per_second, ..Load::default() }
     }
 
     #[rstest]
@@ -205,10 +193,7 @@ mod tests {
     #[case(4, 1900, 3800)]
     #[case(5, 2375, 4750)]
     fn capacity_follows_the_scaling_guide(#[case] instances: u32, #[case] clients: u64, #[case] rate: u64) {
-        let expected = Load {
-            clients,
-            issuances_per_second: rate,
-        };
+        let expected = Load { clients, issuances_per_second: rate };
         assert_eq!(CapacityModel::default().capacity(instances), expected);
     }
 
@@ -233,10 +218,7 @@ mod tests {
 
     #[test]
     fn a_target_below_full_keeps_room() {
-        let model = CapacityModel {
-            target_utilization: Percent(80),
-            ..CapacityModel::default()
-        };
+        let model = CapacityModel { target_utilization: Percent(80), ..CapacityModel::default() };
         assert_eq!(model.needed(clients(400)), 1);
         assert_eq!(model.needed(clients(401)), 2);
         assert_eq!(model.needed(clients(1140)), 3);
@@ -249,26 +231,14 @@ mod tests {
         let model = CapacityModel::default();
         assert_eq!(model.utilization_percent(clients(1425), 3), 100);
         assert_eq!(model.utilization_percent(clients(1426), 3), 101);
-        assert_eq!(
-            model.utilization_percent(
-                Load {
-                    clients: 10,
-                    issuances_per_second: 1425
-                },
-                3
-            ),
-            50
-        );
+        assert_eq!(model.utilization_percent(Load { clients: 10, issuances_per_second: 1425 }, 3), 50);
         assert_eq!(model.utilization_percent(clients(0), 0), 0);
         assert_eq!(model.utilization_percent(clients(1), 0), u64::MAX);
     }
 
     #[test]
     fn a_percentage_outside_its_range_is_refused_by_number() {
-        assert_eq!(
-            Percent::try_from(0).unwrap_err().to_string(),
-            "0 is not a percentage from 1 to 100"
-        );
+        assert_eq!(Percent::try_from(0).unwrap_err().to_string(), "0 is not a percentage from 1 to 100");
         assert!(serde_json::from_str::<Percent>("101").is_err());
     }
 

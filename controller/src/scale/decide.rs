@@ -34,15 +34,7 @@ pub fn decide(policy: &Policy, observed: &Observation, history: &History, now: M
     let stable = stabilize(policy, history, now, committed, wanted, &mut steps);
     let target = limit_step(policy, committed, stable, &mut steps);
 
-    let scene = Scene {
-        policy,
-        observed,
-        stage: &stage,
-        committed,
-        wanted,
-        target,
-        now,
-    };
+    let scene = Scene { policy, observed, stage: &stage, committed, wanted, target, now };
     let outcome = match (&stage, target) {
         (Stage::WrongRemoved(kept), _) => scene.serve_again(Reason::WrongInstanceRemoved, kept, committed),
         // A drain is taken back at once when the load returns, whatever the windows say: it costs nothing.
@@ -53,18 +45,8 @@ pub fn decide(policy: &Policy, observed: &Observation, history: &History, now: M
         (Stage::Idle, target) if target < committed => scene.scale_in(&mut steps),
         (Stage::Idle, _) => scene.hold(),
     };
-    let Outcome {
-        reason,
-        desired,
-        blocked_by,
-        actions,
-        victims,
-    } = outcome;
-    let victims = if victims.is_empty() {
-        named(stage.instances())
-    } else {
-        victims
-    };
+    let Outcome { reason, desired, blocked_by, actions, victims } = outcome;
+    let victims = if victims.is_empty() { named(stage.instances()) } else { victims };
     let (actions, rebalance, reason) = with_rebalance(&scene, history.rebalance, reason, actions);
     let mut decision = Decision {
         at: now,
@@ -93,11 +75,7 @@ impl History {
     /// a window full of blanks must not allow a scale-in.
     pub fn remember(&mut self, policy: &Policy, observed: &Observation, decision: &Decision) {
         let blank = observed.unknown().next().is_some();
-        let asked = if blank {
-            decision.wanted.max(decision.desired)
-        } else {
-            decision.wanted
-        };
+        let asked = if blank { decision.wanted.max(decision.desired) } else { decision.wanted };
         self.record(decision.at, asked, policy.window_ms());
         self.rebalance = decision.rebalance;
     }
@@ -114,27 +92,13 @@ struct Outcome {
 
 impl Outcome {
     const fn of(reason: Reason, desired: u32) -> Self {
-        Self {
-            reason,
-            desired,
-            blocked_by: Vec::new(),
-            actions: Vec::new(),
-            victims: Vec::new(),
-        }
+        Self { reason, desired, blocked_by: Vec::new(), actions: Vec::new(), victims: Vec::new() }
     }
 
     fn cancel(reason: Reason, desired: u32, instances: &[&Instance]) -> Self {
-        let actions = instances
-            .iter()
-            .map(|instance| Action::Cancel {
-                name: instance.name.clone(),
-            })
-            .collect();
-        Self {
-            actions,
-            victims: named(instances),
-            ..Self::of(reason, desired)
-        }
+        let actions =
+            instances.iter().map(|instance| Action::Cancel { name: instance.name.clone() }).collect();
+        Self { actions, victims: named(instances), ..Self::of(reason, desired) }
     }
 }
 
@@ -158,14 +122,8 @@ impl Scene<'_> {
     }
 
     fn scale_out(&self) -> Outcome {
-        let actions = vec![Action::SetReplicas {
-            to: self.target,
-            removing: Vec::new(),
-        }];
-        Outcome {
-            actions,
-            ..Outcome::of(self.change_reason(Reason::ScaleOut), self.target)
-        }
+        let actions = vec![Action::SetReplicas { to: self.target, removing: Vec::new() }];
+        Outcome { actions, ..Outcome::of(self.change_reason(Reason::ScaleOut), self.target) }
     }
 
     /// As many drained instances as the load asks for serve again, the fullest first.
@@ -182,29 +140,17 @@ impl Scene<'_> {
         let mut outcome = Outcome::cancel(reason, kept, instances);
         if self.target > kept {
             outcome.desired = self.target;
-            outcome.actions.push(Action::SetReplicas {
-                to: self.target,
-                removing: Vec::new(),
-            });
+            outcome.actions.push(Action::SetReplicas { to: self.target, removing: Vec::new() });
         }
         outcome
     }
 
     fn go_on_draining(&self, drained: &[&Instance]) -> Outcome {
-        let blockers = if self.by_load() {
-            self.blockers()
-        } else {
-            Vec::new()
-        };
-        let finished = drained
-            .iter()
-            .all(|instance| drain::is_empty(instance) || drain::is_overdue(instance, self.now));
-        let overdue = drained
-            .iter()
-            .any(|instance| drain::is_overdue(instance, self.now));
-        let rollout = blockers
-            .iter()
-            .any(|blocker| blocker.kind == BlockerKind::RolloutInProgress);
+        let blockers = if self.by_load() { self.blockers() } else { Vec::new() };
+        let finished =
+            drained.iter().all(|instance| drain::is_empty(instance) || drain::is_overdue(instance, self.now));
+        let overdue = drained.iter().any(|instance| drain::is_overdue(instance, self.now));
+        let rollout = blockers.iter().any(|blocker| blocker.kind == BlockerKind::RolloutInProgress);
         if rollout || (overdue && !blockers.is_empty()) {
             // What was true when they were chosen no longer is: better a full cluster than a wrong one.
             let mut outcome = Outcome::cancel(Reason::DrainCancelled, self.observed.replicas, drained);
@@ -213,69 +159,36 @@ impl Scene<'_> {
         }
         if finished && blockers.is_empty() {
             let removing: Vec<Removal> = drained.iter().copied().filter_map(drain::removal).collect();
-            let actions = vec![Action::SetReplicas {
-                to: self.committed,
-                removing,
-            }];
-            return Outcome {
-                actions,
-                ..Outcome::of(Reason::ScaleIn, self.committed)
-            };
+            let actions = vec![Action::SetReplicas { to: self.committed, removing }];
+            return Outcome { actions, ..Outcome::of(Reason::ScaleIn, self.committed) };
         }
         let actions = drained
             .iter()
             .filter(|instance| drain::needs_telling(instance))
-            .map(|instance| Action::Drain {
-                name: instance.name.clone(),
-            })
+            .map(|instance| Action::Drain { name: instance.name.clone() })
             .collect();
-        Outcome {
-            actions,
-            blocked_by: blockers,
-            ..Outcome::of(Reason::Draining, self.committed)
-        }
+        Outcome { actions, blocked_by: blockers, ..Outcome::of(Reason::Draining, self.committed) }
     }
 
     fn scale_in(&self, steps: &mut Vec<Step>) -> Outcome {
         let blockers = self.blockers();
-        let pending = self
-            .observed
-            .at(Lifecycle::Starting)
-            .filter(|instance| instance.pending)
-            .count();
+        let pending = self.observed.at(Lifecycle::Starting).filter(|instance| instance.pending).count();
         let pending = u32::try_from(pending).unwrap_or(u32::MAX);
-        let only_starting = blockers
-            .iter()
-            .all(|blocker| blocker.kind == BlockerKind::InstancesStarting);
+        let only_starting = blockers.iter().all(|blocker| blocker.kind == BlockerKind::InstancesStarting);
         if self.by_load() && pending > 0 && only_starting {
             // What has not run for a whole window is given up: Kubernetes removes such pods before any other,
             // so that no serving instance is at risk.
             let kept = self.target.max(self.committed.saturating_sub(pending));
-            let actions = vec![Action::SetReplicas {
-                to: kept,
-                removing: Vec::new(),
-            }];
-            return Outcome {
-                actions,
-                ..Outcome::of(Reason::ScaleIn, kept)
-            };
+            let actions = vec![Action::SetReplicas { to: kept, removing: Vec::new() }];
+            return Outcome { actions, ..Outcome::of(Reason::ScaleIn, kept) };
         }
         if self.by_load() && !blockers.is_empty() {
-            return Outcome {
-                blocked_by: blockers,
-                ..Outcome::of(Reason::ScaleInBlocked, self.committed)
-            };
+            return Outcome { blocked_by: blockers, ..Outcome::of(Reason::ScaleInBlocked, self.committed) };
         }
         if self.target == 0 || !blockers.is_empty() {
             // A person asked for it: the count is lowered at once, and each pod drains as it is told to go.
-            let actions = vec![Action::SetReplicas {
-                to: self.target,
-                removing: Vec::new(),
-            }];
-            return Outcome {
-                actions,
-                ..Outcome::of(Reason::Fixed, self.target)
-            };
+            let actions = vec![Action::SetReplicas { to: self.target, removing: Vec::new() }];
+            return Outcome { actions, ..Outcome::of(Reason::Fixed, self.target) };
         }
         let victims = drain::choose_victims(self.observed, self.committed - self.target);
         let affordable = self.affordable(&victims);
@@ -292,38 +205,19 @@ impl Scene<'_> {
                 "the remaining instances can take {} reconnecting clients a second, too few for any instance's streams",
                 text::thousands(budget)
             );
-            let blocked_by = vec![Blocker {
-                kind: BlockerKind::DrainBudget,
-                detail,
-            }];
-            return Outcome {
-                blocked_by,
-                ..Outcome::of(Reason::ScaleInBlocked, self.committed)
-            };
+            let blocked_by = vec![Blocker { kind: BlockerKind::DrainBudget, detail }];
+            return Outcome { blocked_by, ..Outcome::of(Reason::ScaleInBlocked, self.committed) };
         }
         let mark = drain::mark(self.now, self.policy.drain_seconds);
-        let actions = (victims.iter().map(|victim| Action::Mark {
-            name: victim.name.clone(),
-            mark,
-        }))
-        .chain(victims.iter().map(|victim| Action::Drain {
-            name: victim.name.clone(),
-        }))
-        .collect();
-        Outcome {
-            actions,
-            victims: named(victims),
-            ..Outcome::of(Reason::Draining, desired)
-        }
+        let actions = (victims.iter().map(|victim| Action::Mark { name: victim.name.clone(), mark }))
+            .chain(victims.iter().map(|victim| Action::Drain { name: victim.name.clone() }))
+            .collect();
+        Outcome { actions, victims: named(victims), ..Outcome::of(Reason::Draining, desired) }
     }
 
     fn hold(&self) -> Outcome {
         let waits = self.wanted != self.committed && self.by_load();
-        let reason = if waits {
-            Reason::Stabilizing
-        } else {
-            self.change_reason(Reason::Steady)
-        };
+        let reason = if waits { Reason::Stabilizing } else { self.change_reason(Reason::Steady) };
         Outcome::of(reason, self.committed)
     }
 
@@ -353,9 +247,7 @@ impl Scene<'_> {
             .capacity(self.target)
             .issuances_per_second
             .saturating_sub(self.observed.load().issuances_per_second);
-        self.policy
-            .max_reconnects_per_second
-            .map_or(spare, |limit| spare.min(limit.get().into()))
+        self.policy.max_reconnects_per_second.map_or(spare, |limit| spare.min(limit.get().into()))
     }
 
     /// What makes it unsafe to remove an instance now.
@@ -370,49 +262,27 @@ impl Scene<'_> {
             .collect();
         if let Some((_, reason)) = unknown.first() {
             let names = text::names(unknown.iter().map(|(instance, _)| instance.name.as_str()));
-            add(
-                BlockerKind::MetricsMissing,
-                format!("the load of {names} is not known ({reason})"),
-            );
+            add(BlockerKind::MetricsMissing, format!("the load of {names} is not known ({reason})"));
         }
         if self.observed.rollout {
-            add(
-                BlockerKind::RolloutInProgress,
-                "pods are being replaced by a newer version".to_owned(),
-            );
+            add(BlockerKind::RolloutInProgress, "pods are being replaced by a newer version".to_owned());
         }
         let starting: Vec<_> = self.observed.at(Lifecycle::Starting).collect();
-        let (ready, draining) = (
-            self.observed.count(Lifecycle::Ready),
-            self.observed.count(Lifecycle::Draining),
-        );
-        if let Some(absent) = self
-            .observed
-            .replicas
-            .checked_sub(ready + draining)
-            .filter(|absent| *absent > 0)
+        let (ready, draining) =
+            (self.observed.count(Lifecycle::Ready), self.observed.count(Lifecycle::Draining));
+        if let Some(absent) =
+            self.observed.replicas.checked_sub(ready + draining).filter(|absent| *absent > 0)
         {
             let names = text::names(starting.iter().map(|instance| instance.name.as_str()));
-            let names = if names.is_empty() {
-                text::counted(absent.into(), "instance")
-            } else {
-                names
-            };
+            let names = if names.is_empty() { text::counted(absent.into(), "instance") } else { names };
             add(BlockerKind::InstancesStarting, format!("{names} not ready yet"));
         }
         let going: Vec<_> = self.observed.at(Lifecycle::Terminating).collect();
         let surplus = matches!(self.stage, Stage::Idle) && ready > self.observed.replicas;
         if surplus || !going.is_empty() {
             let names = text::names(going.iter().map(|instance| instance.name.as_str()));
-            let names = if names.is_empty() {
-                "surplus instances".to_owned()
-            } else {
-                names
-            };
-            add(
-                BlockerKind::InstancesTerminating,
-                format!("{names} still on the way out"),
-            );
+            let names = if names.is_empty() { "surplus instances".to_owned() } else { names };
+            add(BlockerKind::InstancesTerminating, format!("{names} still on the way out"));
         }
         blockers
     }
@@ -420,17 +290,12 @@ impl Scene<'_> {
 
 fn within_bounds(policy: &Policy, needed: u32, steps: &mut Vec<Step>) -> u32 {
     let (wanted, note) = match policy.target {
-        Target::Load { min, max, .. } => (
-            needed.min(max).max(min),
-            format!("minInstances {min}, maxInstances {max}"),
-        ),
+        Target::Load { min, max, .. } => {
+            (needed.min(max).max(min), format!("minInstances {min}, maxInstances {max}"))
+        }
         Target::Fixed { instances } => (instances, format!("spec.instances {instances}")),
     };
-    steps.push(Step {
-        step: StepKind::Bounds,
-        instances: wanted,
-        note,
-    });
+    steps.push(Step { step: StepKind::Bounds, instances: wanted, note });
     wanted
 }
 
@@ -449,25 +314,11 @@ fn stabilize(
     let (seconds, stable) = if wanted > committed {
         let seconds = policy.scale_out_stabilization_seconds;
         let lowest = history.smallest(now, seconds.saturating_mul(1000), wanted);
-        (
-            seconds,
-            if covered >= seconds.saturating_mul(1000) {
-                lowest.max(committed)
-            } else {
-                committed
-            },
-        )
+        (seconds, if covered >= seconds.saturating_mul(1000) { lowest.max(committed) } else { committed })
     } else {
         let seconds = policy.scale_in_stabilization_seconds;
         let highest = history.largest(now, seconds.saturating_mul(1000), wanted);
-        (
-            seconds,
-            if covered >= seconds.saturating_mul(1000) {
-                highest.min(committed)
-            } else {
-                committed
-            },
-        )
+        (seconds, if covered >= seconds.saturating_mul(1000) { highest.min(committed) } else { committed })
     };
     let note = match (wanted.cmp(&committed), covered >= seconds.saturating_mul(1000)) {
         (std::cmp::Ordering::Equal, _) => "nothing to change".to_owned(),
@@ -475,27 +326,16 @@ fn stabilize(
         (std::cmp::Ordering::Greater, true) => format!("fewest asked for in {seconds} s"),
         (std::cmp::Ordering::Less, true) => format!("most asked for in {seconds} s"),
     };
-    steps.push(Step {
-        step: StepKind::Stabilization,
-        instances: stable,
-        note,
-    });
+    steps.push(Step { step: StepKind::Stabilization, instances: stable, note });
     stable
 }
 
 fn limit_step(policy: &Policy, committed: u32, stable: u32, steps: &mut Vec<Step>) -> u32 {
-    let limit = if stable > committed {
-        policy.max_scale_out_step
-    } else {
-        policy.max_scale_in_step
-    };
+    let limit = if stable > committed { policy.max_scale_out_step } else { policy.max_scale_in_step };
     let Some(limit) = limit.filter(|_| matches!(policy.target, Target::Load { .. })) else {
         return stable;
     };
-    let target = stable.clamp(
-        committed.saturating_sub(limit.get()),
-        committed.saturating_add(limit.get()),
-    );
+    let target = stable.clamp(committed.saturating_sub(limit.get()), committed.saturating_add(limit.get()));
     steps.push(Step {
         step: StepKind::StepLimit,
         instances: target,
@@ -533,14 +373,10 @@ fn with_rebalance(
         Pass::Done => (actions, None, reason),
         Pass::Wait => (actions, Some(episode), Reason::Rebalancing),
         Pass::Shed(shares) => {
-            actions.extend(shares.into_iter().map(|share| Action::Shed {
-                name: share.name,
-                streams: share.streams,
-            }));
-            let next = Episode {
-                passes: episode.passes + 1,
-                last: scene.now,
-            };
+            actions.extend(
+                shares.into_iter().map(|share| Action::Shed { name: share.name, streams: share.streams }),
+            );
+            let next = Episode { passes: episode.passes + 1, last: scene.now };
             (actions, Some(next), Reason::Rebalancing)
         }
     }

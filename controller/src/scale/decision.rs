@@ -182,13 +182,8 @@ impl Decision {
     /// journal and an event.
     #[must_use]
     pub fn differs_from(&self, earlier: &Self) -> bool {
-        let kinds = |decision: &Self| {
-            decision
-                .blocked_by
-                .iter()
-                .map(|blocker| blocker.kind)
-                .collect::<Vec<_>>()
-        };
+        let kinds =
+            |decision: &Self| decision.blocked_by.iter().map(|blocker| blocker.kind).collect::<Vec<_>>();
         self.desired != earlier.desired
             || self.reason != earlier.reason
             || self.victims != earlier.victims

@@ -34,19 +34,12 @@ impl<'a> Stage<'a> {
         if drained.is_empty() {
             return Self::Idle;
         }
-        let lowered: Vec<&Instance> = drained
-            .iter()
-            .copied()
-            .filter(|instance| lowered_for(observed, instance))
-            .collect();
+        let lowered: Vec<&Instance> =
+            drained.iter().copied().filter(|instance| lowered_for(observed, instance)).collect();
         if lowered.is_empty() {
             return Self::Draining(drained);
         }
-        let active = observed
-            .instances
-            .iter()
-            .filter(|instance| !instance.terminating)
-            .count();
+        let active = observed.instances.iter().filter(|instance| !instance.terminating).count();
         if u32::try_from(active).unwrap_or(u32::MAX) > observed.replicas {
             Self::Removing(lowered)
         } else {
@@ -79,10 +72,7 @@ impl<'a> Stage<'a> {
 
 fn lowered_for(observed: &Observation, instance: &Instance) -> bool {
     instance.mark.is_some_and(|mark| {
-        observed
-            .removing
-            .iter()
-            .any(|removal| removal.name == instance.name && removal.since == mark.since)
+        observed.removing.iter().any(|removal| removal.name == instance.name && removal.since == mark.since)
     })
 }
 
@@ -94,26 +84,19 @@ pub fn choose_victims(observed: &Observation, count: u32) -> Vec<&Instance> {
     for instance in observed.at(Lifecycle::Ready) {
         *zones.entry(instance.zone.as_deref()).or_default() += 1;
     }
-    let mut candidates: Vec<&Instance> = observed
-        .at(Lifecycle::Ready)
-        .filter(|instance| instance.load.known().is_some())
-        .collect();
+    let mut candidates: Vec<&Instance> =
+        observed.at(Lifecycle::Ready).filter(|instance| instance.load.known().is_some()).collect();
     candidates.sort_by_key(|instance| (instance.streams(), Reverse(instance.created)));
     let mut victims = Vec::new();
     while victims.len() < count as usize {
         // Among those equal to the first, the one from the fullest zone.
         let Some(first) = candidates.first() else { break };
         let rank = (first.streams(), first.created);
-        let equals = candidates
-            .iter()
-            .take_while(|instance| (instance.streams(), instance.created) == rank);
+        let equals = candidates.iter().take_while(|instance| (instance.streams(), instance.created) == rank);
         let best = equals
             .enumerate()
             .min_by_key(|(_, instance)| {
-                (
-                    Reverse(zones.get(&instance.zone.as_deref()).copied().unwrap_or(0)),
-                    &instance.name,
-                )
+                (Reverse(zones.get(&instance.zone.as_deref()).copied().unwrap_or(0)), &instance.name)
             })
             .map_or(0, |(index, _)| index);
         let victim = candidates.remove(best);
@@ -128,30 +111,20 @@ pub fn choose_victims(observed: &Observation, count: u32) -> Vec<&Instance> {
 /// The mark of an instance chosen now.
 #[must_use]
 pub const fn mark(now: Moment, drain_seconds: u64) -> Mark {
-    Mark {
-        since: now,
-        deadline: now.plus_seconds(drain_seconds.saturating_add(DEADLINE_SLACK_SECONDS)),
-    }
+    Mark { since: now, deadline: now.plus_seconds(drain_seconds.saturating_add(DEADLINE_SLACK_SECONDS)) }
 }
 
 /// The removal that a marked instance stands for.
 #[must_use]
 pub fn removal(instance: &Instance) -> Option<Removal> {
-    instance.mark.map(|mark| Removal {
-        name: instance.name.clone(),
-        since: mark.since,
-    })
+    instance.mark.map(|mark| Removal { name: instance.name.clone(), since: mark.since })
 }
 
 /// It has no stream left and takes no new one: it says so itself, and it is out of the Service, which also
 /// makes it the first that Kubernetes removes.
 #[must_use]
 pub fn is_empty(instance: &Instance) -> bool {
-    !instance.ready
-        && instance
-            .load
-            .known()
-            .is_some_and(|reading| reading.draining && reading.streams == 0)
+    !instance.ready && instance.load.known().is_some_and(|reading| reading.draining && reading.streams == 0)
 }
 
 /// Its time is up.
@@ -185,43 +158,26 @@ mod tests {
             terminating: false,
             mark: None,
             load: Observed::Known {
-                value: Reading {
-                    streams,
-                    issuances_per_second: Some(0),
-                    draining: false,
-                },
+                value: Reading { streams, issuances_per_second: Some(0), draining: false },
             },
         }
     }
 
     fn observed(instances: Vec<Instance>) -> Observation {
-        Observation {
-            replicas: instances.len().try_into().unwrap(),
-            instances,
-            ..Observation::default()
-        }
+        Observation { replicas: instances.len().try_into().unwrap(), instances, ..Observation::default() }
     }
 
     fn chosen(observation: &Observation, count: u32) -> Vec<&str> {
-        choose_victims(observation, count)
-            .iter()
-            .map(|victim| victim.name.as_str())
-            .collect()
+        choose_victims(observation, count).iter().map(|victim| victim.name.as_str()).collect()
     }
 
     #[test]
     fn the_emptiest_goes_first_then_the_newest_then_the_fullest_zone() {
-        let fewest = observed(vec![
-            instance("a", 9, 0, ""),
-            instance("b", 3, 0, ""),
-            instance("c", 5, 0, ""),
-        ]);
+        let fewest =
+            observed(vec![instance("a", 9, 0, ""), instance("b", 3, 0, ""), instance("c", 5, 0, "")]);
         assert_eq!(chosen(&fewest, 2), ["b", "c"]);
-        let newest = observed(vec![
-            instance("a", 3, 1, ""),
-            instance("b", 3, 7, ""),
-            instance("c", 3, 5, ""),
-        ]);
+        let newest =
+            observed(vec![instance("a", 3, 1, ""), instance("b", 3, 7, ""), instance("c", 3, 5, "")]);
         assert_eq!(chosen(&newest, 2), ["b", "c"]);
         let zones = observed(vec![
             instance("a", 3, 1, "x"),
@@ -229,23 +185,14 @@ mod tests {
             instance("c", 3, 1, "y"),
             instance("d", 3, 1, "z"),
         ]);
-        assert_eq!(
-            chosen(&zones, 2),
-            ["b", "a"],
-            "y loses one, then the zones are even"
-        );
+        assert_eq!(chosen(&zones, 2), ["b", "a"], "y loses one, then the zones are even");
     }
 
     #[test]
     fn an_instance_with_unknown_load_is_never_chosen() {
         let mut unknown = instance("a", 0, 0, "");
-        unknown.load = Observed::Missing {
-            reason: "timeout".into(),
-        };
-        assert_eq!(
-            chosen(&observed(vec![unknown, instance("b", 9, 0, "")]), 2),
-            ["b"]
-        );
+        unknown.load = Observed::Missing { reason: "timeout".into() };
+        assert_eq!(chosen(&observed(vec![unknown, instance("b", 9, 0, "")]), 2), ["b"]);
     }
 
     #[test]
@@ -258,24 +205,15 @@ mod tests {
         assert_eq!(Stage::of(&world).committed(3), 2);
 
         world.replicas = 2;
-        world.removing = vec![Removal {
-            name: "b".into(),
-            since: mark.since,
-        }];
-        assert!(
-            matches!(Stage::of(&world), Stage::Removing(_)),
-            "three pods, two wanted"
-        );
+        world.removing = vec![Removal { name: "b".into(), since: mark.since }];
+        assert!(matches!(Stage::of(&world), Stage::Removing(_)), "three pods, two wanted");
 
         world.instances[1].terminating = true;
         assert!(matches!(Stage::of(&world), Stage::Idle), "the right one goes");
 
         world.instances[1].terminating = false;
         world.instances[2].terminating = true;
-        assert!(
-            matches!(Stage::of(&world), Stage::WrongRemoved(_)),
-            "another one goes"
-        );
+        assert!(matches!(Stage::of(&world), Stage::WrongRemoved(_)), "another one goes");
 
         // A later drain of the same pod is not taken for the earlier removal.
         world.instances[1].mark = Some(super::mark(Moment(90_000), 20));

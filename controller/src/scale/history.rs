@@ -35,35 +35,19 @@ const LONGEST_PAUSE_MS: u64 = 60_000;
 impl History {
     /// Remembers that the load asked for `instances`, and forgets what is older than `window_ms`.
     pub fn record(&mut self, now: Moment, instances: u32, window_ms: u64) {
-        if self
-            .spans
-            .back()
-            .is_some_and(|last| now.since(last.to) > LONGEST_PAUSE_MS)
-        {
+        if self.spans.back().is_some_and(|last| now.since(last.to) > LONGEST_PAUSE_MS) {
             self.spans.clear();
         }
         match self.spans.back_mut() {
             Some(last) if last.instances == instances => last.to = now,
             Some(last) => {
                 last.to = now;
-                self.spans.push_back(Span {
-                    from: now,
-                    to: now,
-                    instances,
-                });
+                self.spans.push_back(Span { from: now, to: now, instances });
             }
-            None => self.spans.push_back(Span {
-                from: now,
-                to: now,
-                instances,
-            }),
+            None => self.spans.push_back(Span { from: now, to: now, instances }),
         }
         // The span that straddles the edge of the window stays: it proves that the window is covered.
-        while self
-            .spans
-            .get(1)
-            .is_some_and(|second| now.since(second.from) >= window_ms)
-        {
+        while self.spans.get(1).is_some_and(|second| now.since(second.from) >= window_ms) {
             self.spans.pop_front();
         }
     }
@@ -90,10 +74,7 @@ impl History {
     }
 
     fn within(&self, now: Moment, window_ms: u64) -> impl Iterator<Item = u32> {
-        self.spans
-            .iter()
-            .filter(move |span| now.since(span.to) < window_ms)
-            .map(|span| span.instances)
+        self.spans.iter().filter(move |span| now.since(span.to) < window_ms).map(|span| span.instances)
     }
 }
 
@@ -112,11 +93,7 @@ mod tests {
     #[test]
     fn the_largest_count_leaves_the_window_when_it_is_old_enough() {
         let history = history(&[(0, 9), (5, 4), (10, 4)], 60);
-        assert_eq!(
-            history.largest(Moment(64_000), 60_000, 4),
-            9,
-            "9 held until second 5"
-        );
+        assert_eq!(history.largest(Moment(64_000), 60_000, 4), 9, "9 held until second 5");
         assert_eq!(history.largest(Moment(65_000), 60_000, 4), 4);
         assert_eq!(history.smallest(Moment(10_000), 60_000, 6), 4);
     }
@@ -124,16 +101,9 @@ mod tests {
     #[test]
     fn coverage_grows_with_time_and_a_hole_starts_it_anew() {
         assert_eq!(history(&[], 60).covered_ms(Moment(5000)), 0);
-        assert_eq!(
-            history(&[(0, 2), (5, 2), (10, 2)], 60).covered_ms(Moment(12_000)),
-            12_000
-        );
+        assert_eq!(history(&[(0, 2), (5, 2), (10, 2)], 60).covered_ms(Moment(12_000)), 12_000);
         assert_eq!(history(&[(0, 2), (200, 2)], 60).covered_ms(Moment(200_000)), 0);
-        assert_eq!(
-            history(&[(0, 2)], 60).covered_ms(Moment(100_000)),
-            0,
-            "nobody looked since"
-        );
+        assert_eq!(history(&[(0, 2)], 60).covered_ms(Moment(100_000)), 0, "nobody looked since");
     }
 
     #[test]

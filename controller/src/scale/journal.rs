@@ -68,9 +68,7 @@ impl Journal {
     /// Whether `decision` tells something that the last entry does not.
     #[must_use]
     pub fn is_news(&self, decision: &Decision) -> bool {
-        self.entries
-            .back()
-            .is_none_or(|last| decision.differs_from(&last.decision))
+        self.entries.back().is_none_or(|last| decision.differs_from(&last.decision))
     }
 
     /// Adds an entry; the oldest make room.
@@ -131,10 +129,7 @@ impl Journal {
     #[must_use]
     pub fn tell(&self) -> String {
         let mut text = String::new();
-        for Entry {
-            observed, decision, ..
-        } in &self.entries
-        {
+        for Entry { observed, decision, .. } in &self.entries {
             let _ = write!(
                 text,
                 "{}  {} -> {}  {}\n    {}\n",
@@ -188,23 +183,14 @@ mod tests {
                 terminating: false,
                 mark: None,
                 load: Observed::Known {
-                    value: Reading {
-                        streams,
-                        issuances_per_second: Some(3),
-                        draining: false,
-                    },
+                    value: Reading { streams, issuances_per_second: Some(3), draining: false },
                 },
             }],
             ..Observation::default()
         };
         let (policy, history) = (Policy::default(), History::default());
         let decision = decide(&policy, &observed, &history, Moment(at));
-        Entry {
-            policy,
-            observed,
-            history,
-            decision,
-        }
+        Entry { policy, observed, history, decision }
     }
 
     #[test]
@@ -229,10 +215,7 @@ mod tests {
         read.entries[1].decision.desired = 7;
         let mismatches = read.replay().unwrap();
         assert_eq!(mismatches[0].index, 1);
-        assert_eq!(
-            mismatches[0].fields,
-            [("desired".to_owned(), "7".to_owned(), "2".to_owned())]
-        );
+        assert_eq!(mismatches[0].fields, [("desired".to_owned(), "7".to_owned(), "2".to_owned())]);
     }
 
     #[test]
@@ -252,10 +235,7 @@ mod tests {
         let mut journal = Journal::default();
         assert!(journal.is_news(&entry(100, 0).decision));
         journal.record(entry(100, 0));
-        assert!(
-            !journal.is_news(&entry(101, 5000).decision),
-            "one client more changes nothing"
-        );
+        assert!(!journal.is_news(&entry(101, 5000).decision), "one client more changes nothing");
         assert!(journal.is_news(&entry(501, 5000).decision));
     }
 

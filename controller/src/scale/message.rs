@@ -12,11 +12,7 @@ use super::{
 
 /// The first step: what the formula makes of the load.
 pub(super) fn need(policy: &Policy, load: Load, needed: u32) -> Step {
-    Step {
-        step: StepKind::Need,
-        instances: needed,
-        note: cause(policy, load, needed),
-    }
+    Step { step: StepKind::Need, instances: needed, note: cause(policy, load, needed) }
 }
 
 /// The whole story in one sentence or two.
@@ -28,17 +24,11 @@ pub(super) fn tell(policy: &Policy, observed: &Observation, decision: &Decision)
             decision.needed
         ),
         Target::Load { min, .. } if decision.needed < min => {
-            format!(
-                "{}, minInstances keeps {min}",
-                cause(policy, decision.load, decision.needed)
-            )
+            format!("{}, minInstances keeps {min}", cause(policy, decision.load, decision.needed))
         }
         Target::Load { .. } => cause(policy, decision.load, decision.needed),
         Target::Fixed { instances } => {
-            format!(
-                "spec.instances asks for {}",
-                counted(instances.into(), "instance")
-            )
+            format!("spec.instances asks for {}", counted(instances.into(), "instance"))
         }
     };
     match consequence(decision) {
@@ -55,10 +45,7 @@ fn consequence(decision: &Decision) -> Option<String> {
         Reason::Steady | Reason::Fixed => return None,
         Reason::ScaleOut => format!("scaling out to {desired}"),
         Reason::Stabilizing => {
-            let waits = decision
-                .steps
-                .iter()
-                .find(|step| step.step == StepKind::Stabilization);
+            let waits = decision.steps.iter().find(|step| step.step == StepKind::Stabilization);
             let note = waits.map_or("", |step| step.note.as_str());
             format!(
                 "a change to {} waits for the stabilization window ({note})",
@@ -66,11 +53,8 @@ fn consequence(decision: &Decision) -> Option<String> {
             )
         }
         Reason::ScaleInBlocked => {
-            let blockers: Vec<&str> = decision
-                .blocked_by
-                .iter()
-                .map(|blocker| blocker.detail.as_str())
-                .collect();
+            let blockers: Vec<&str> =
+                decision.blocked_by.iter().map(|blocker| blocker.detail.as_str()).collect();
             format!("scaling in waits: {}", blockers.join("; "))
         }
         Reason::Draining => format!("draining {victims} to scale in to {desired}"),
@@ -79,10 +63,8 @@ fn consequence(decision: &Decision) -> Option<String> {
         }
         Reason::ScaleIn => format!("removing {victims}, drained, to scale in to {desired}"),
         Reason::DrainCancelled => {
-            let why = decision
-                .blocked_by
-                .first()
-                .map_or("the load came back", |blocker| blocker.detail.as_str());
+            let why =
+                decision.blocked_by.first().map_or("the load came back", |blocker| blocker.detail.as_str());
             format!("{victims} serve again: {why}")
         }
         Reason::WrongInstanceRemoved => {
@@ -95,34 +77,20 @@ fn consequence(decision: &Decision) -> Option<String> {
 /// `1,432 clients need 4 instances (475 each)`, by whichever load asks for more.
 fn cause(policy: &Policy, load: Load, needed: u32) -> String {
     let model = &policy.model;
-    let for_clients = model.needed(Load {
-        issuances_per_second: 0,
-        ..load
-    });
+    let for_clients = model.needed(Load { issuances_per_second: 0, ..load });
     let each = |capacity: u64| {
         let usable = u128::from(capacity) * u128::from(model.target_utilization.get()) / 100;
         thousands(u64::try_from(usable / u128::from(needed.max(1))).unwrap_or(u64::MAX))
     };
     let capacity = model.capacity(needed);
     let (subject, number, each) = if for_clients >= needed {
-        (
-            counted(load.clients, "client"),
-            load.clients,
-            each(capacity.clients),
-        )
+        (counted(load.clients, "client"), load.clients, each(capacity.clients))
     } else {
         let rate = load.issuances_per_second;
-        (
-            format!("{} issuances a second", thousands(rate)),
-            rate,
-            each(capacity.issuances_per_second),
-        )
+        (format!("{} issuances a second", thousands(rate)), rate, each(capacity.issuances_per_second))
     };
     let verb = if number == 1 { "needs" } else { "need" };
-    format!(
-        "{subject} {verb} {} ({each} each)",
-        counted(needed.into(), "instance")
-    )
+    format!("{subject} {verb} {} ({each} each)", counted(needed.into(), "instance"))
 }
 
 /// `3 ready, 1 starting`: what there is, each kind apart.

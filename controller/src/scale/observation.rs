@@ -205,9 +205,7 @@ pub struct Observation {
 impl Observation {
     /// The instances that stand at `lifecycle`.
     pub fn at(&self, lifecycle: Lifecycle) -> impl Iterator<Item = &Instance> {
-        self.instances
-            .iter()
-            .filter(move |instance| instance.lifecycle() == lifecycle)
+        self.instances.iter().filter(move |instance| instance.lifecycle() == lifecycle)
     }
 
     /// How many stand at `lifecycle`.
@@ -221,15 +219,10 @@ impl Observation {
     #[must_use]
     pub fn load(&self) -> Load {
         let mut sum = Load::default();
-        for reading in self
-            .instances
-            .iter()
-            .filter_map(|instance| instance.load.latest())
-        {
+        for reading in self.instances.iter().filter_map(|instance| instance.load.latest()) {
             sum.clients = sum.clients.saturating_add(reading.streams);
-            sum.issuances_per_second = sum
-                .issuances_per_second
-                .saturating_add(reading.issuances_per_second.unwrap_or(0));
+            sum.issuances_per_second =
+                sum.issuances_per_second.saturating_add(reading.issuances_per_second.unwrap_or(0));
         }
         sum
     }
@@ -237,26 +230,19 @@ impl Observation {
     /// How many instances gave an account of themselves in this look.
     #[must_use]
     pub fn reporting(&self) -> u32 {
-        let known = self
-            .instances
-            .iter()
-            .filter(|instance| instance.load.known().is_some());
+        let known = self.instances.iter().filter(|instance| instance.load.known().is_some());
         u32::try_from(known.count()).unwrap_or(u32::MAX)
     }
 
     /// Instances that serve or are being drained and whose load is not fully known, with the reason.
     /// Those that have never answered carry nothing yet and terminating ones are no longer asked.
     pub fn unknown(&self) -> impl Iterator<Item = (&Instance, &str)> {
-        self.instances
-            .iter()
-            .filter(|instance| instance.may_hold_streams())
-            .filter_map(|instance| match instance.load.known() {
-                Some(Reading {
-                    issuances_per_second: Some(_),
-                    ..
-                }) => None,
+        self.instances.iter().filter(|instance| instance.may_hold_streams()).filter_map(|instance| {
+            match instance.load.known() {
+                Some(Reading { issuances_per_second: Some(_), .. }) => None,
                 Some(_) => Some((instance, "its issuance rate needs a second look")),
                 None => instance.load.reason().map(|reason| (instance, reason)),
-            })
+            }
+        })
     }
 }

@@ -50,29 +50,17 @@ pub async fn observe(
 
     let began = Instant::now();
     let addresses: Vec<_> = pods.iter().map(|(_, pod)| admin_address(pod)).collect();
-    let answers: Vec<_> = stream::iter(addresses)
-        .map(ask)
-        .buffered(CONCURRENCY)
-        .collect()
-        .await;
+    let answers: Vec<_> = stream::iter(addresses).map(ask).buffered(CONCURRENCY).collect().await;
     context.metrics.observed(began.elapsed());
 
-    let mut sight = Sight {
-        exists: deployment.is_some(),
-        ..Sight::default()
-    };
+    let mut sight = Sight { exists: deployment.is_some(), ..Sight::default() };
     for ((name, pod), answer) in pods.iter().zip(answers) {
-        let process = Process {
-            uid: pod.uid.clone(),
-            restarts: pod.restarts,
-        };
+        let process = Process { uid: pod.uid.clone(), restarts: pod.restarts };
         let load = match answer {
             Ok(answer) => counters.known(&process, &answer, now),
             Err(reason) => counters.unknown(&process, reason, now),
         };
-        sight
-            .addresses
-            .extend(admin_address(pod).map(|address| (name.clone(), address)));
+        sight.addresses.extend(admin_address(pod).map(|address| (name.clone(), address)));
         sight.observation.instances.push(instance(name, pod, load));
     }
     if let Some(deployment) = deployment {
@@ -89,7 +77,7 @@ fn is_rolling(deployment: &DeploymentFacts) -> bool {
 }
 
 fn instance(name: &str, pod: &PodFacts, load: Observed<super::observation::Reading>) -> Instance {
-    let created = pod.created.map_or(0, |created| created.as_millisecond());
+    let created = pod.created.map_or(0, jiff::Timestamp::as_millisecond);
     Instance {
         name: name.to_owned(),
         created: Moment(u64::try_from(created).unwrap_or(0)),
@@ -104,9 +92,7 @@ fn instance(name: &str, pod: &PodFacts, load: Observed<super::observation::Readi
 
 async fn ask(address: Option<SocketAddr>) -> Result<Answer, String> {
     let address = address.ok_or_else(|| "has no address yet".to_owned())?;
-    let body = admin::get_load(address)
-        .await
-        .map_err(|error: AdminError| error.to_string())?;
+    let body = admin::get_load(address).await.map_err(|error: AdminError| error.to_string())?;
     Answer::parse(&body)
 }
 

@@ -135,14 +135,7 @@ pub fn plan(request: &Request) -> Plan {
     };
 
     let one = variant(request, Strategy::Single, model, 1, 1, alone(single));
-    let two = variant(
-        request,
-        Strategy::Vertical,
-        &doubled,
-        1,
-        2,
-        alone(doubled.needed(*load) == 1),
-    );
+    let two = variant(request, Strategy::Vertical, &doubled, 1, 2, alone(doubled.needed(*load) == 1));
     let floor = request.min.max(2);
     let wanted = model.needed(*load).max(floor);
     let several = variant(request, Strategy::Horizontal, model, wanted, 1, {
@@ -165,11 +158,7 @@ pub fn plan(request: &Request) -> Plan {
             ),
         ),
         Some(reason) => {
-            let limit = if several.fits {
-                String::new()
-            } else {
-                format!(", {}", several.note)
-            };
+            let limit = if several.fits { String::new() } else { format!(", {}", several.note) };
             let vertical = if two.fits {
                 format!(
                     "; one instance with twice the CPU and memory would do up to {} clients",
@@ -187,12 +176,7 @@ pub fn plan(request: &Request) -> Plan {
             )
         }
     };
-    Plan {
-        load: *load,
-        recommended,
-        recommendation,
-        variants: vec![one, two, several],
-    }
+    Plan { load: *load, recommended, recommendation, variants: vec![one, two, several] }
 }
 
 const TWO: std::num::NonZeroU64 = std::num::NonZeroU64::MIN.saturating_add(1);
@@ -215,11 +199,7 @@ fn variant(
         utilization_percent: model.utilization_percent(request.load, instances),
         cpu_millis: request.cpu_millis.saturating_mul(times),
         memory_bytes: request.memory_bytes.saturating_mul(times),
-        redis_memory_bytes: if several {
-            redis_memory(capacity, request.token_ttl_seconds)
-        } else {
-            0
-        },
+        redis_memory_bytes: if several { redis_memory(capacity, request.token_ttl_seconds) } else { 0 },
         cost_per_hour: dollars(request.cost.saturating_mul(times)),
         fits,
         note,
@@ -287,22 +267,14 @@ impl Plan {
             rows.push([
                 format!(
                     "{}{:?}",
-                    if variant.strategy == self.recommended {
-                        "* "
-                    } else {
-                        "  "
-                    },
+                    if variant.strategy == self.recommended { "* " } else { "  " },
                     variant.strategy
                 ),
                 variant.instances.to_string(),
                 thousands(variant.capacity.clients),
                 thousands(variant.capacity.issuances_per_second),
                 variant.utilization_percent.to_string(),
-                format!(
-                    "{}.{:02}",
-                    variant.cpu_millis / 1000,
-                    variant.cpu_millis % 1000 / 10
-                ),
+                format!("{}.{:02}", variant.cpu_millis / 1000, variant.cpu_millis % 1000 / 10),
                 mebibytes(variant.memory_bytes),
                 redis,
                 variant.cost_per_hour.clone(),
@@ -318,12 +290,7 @@ impl Plan {
         for row in &rows {
             let mut line = String::new();
             for (column, cell) in row.iter().enumerate() {
-                let width = rows
-                    .iter()
-                    .filter_map(|row| row.get(column))
-                    .map(String::len)
-                    .max()
-                    .unwrap_or(0);
+                let width = rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
                 let _ = if column == 0 || column == row.len() - 1 {
                     write!(line, "{cell:<width$}  ")
                 } else {
@@ -350,10 +317,7 @@ mod tests {
     fn request(clients: u64, issuances_per_second: u64) -> Request {
         Request {
             model: CapacityModel::default(),
-            load: Load {
-                clients,
-                issuances_per_second,
-            },
+            load: Load { clients, issuances_per_second },
             min: 1,
             max: 10,
             availability: false,
@@ -379,11 +343,7 @@ mod tests {
     ) {
         let plan = plan(&request(clients, rate));
         assert_eq!(plan.recommended, strategy, "{}", plan.recommendation);
-        let chosen = plan
-            .variants
-            .iter()
-            .find(|variant| variant.strategy == strategy)
-            .unwrap();
+        let chosen = plan.variants.iter().find(|variant| variant.strategy == strategy).unwrap();
         assert_eq!(chosen.instances, instances);
         assert!(chosen.fits);
     }
@@ -395,8 +355,7 @@ mod tests {
         assert_eq!((vertical.capacity.clients, vertical.fits), (1000, true));
         assert_eq!((vertical.cpu_millis, vertical.memory_bytes), (2000, 1 << 30));
         assert!(
-            plan.recommendation
-                .contains("twice the CPU and memory would do up to 1,000"),
+            plan.recommendation.contains("twice the CPU and memory would do up to 1,000"),
             "{}",
             plan.recommendation
         );
@@ -405,21 +364,13 @@ mod tests {
 
     #[test]
     fn availability_asks_for_two_and_a_low_maximum_says_what_it_would_take() {
-        let available = plan(&Request {
-            availability: true,
-            ..request(10, 0)
-        });
+        let available = plan(&Request { availability: true, ..request(10, 0) });
         assert_eq!(available.recommended, Strategy::Horizontal);
         assert_eq!(available.variants[2].instances, 2);
-        let limited = plan(&Request {
-            max: 3,
-            ..request(6400, 0)
-        });
+        let limited = plan(&Request { max: 3, ..request(6400, 0) });
         assert!(!limited.variants[2].fits);
         assert!(
-            limited
-                .recommendation
-                .contains("maxInstances is 3: raise it to 14"),
+            limited.recommendation.contains("maxInstances is 3: raise it to 14"),
             "{}",
             limited.recommendation
         );
@@ -448,10 +399,7 @@ mod tests {
     #[test]
     fn the_table_names_every_way_and_marks_one() {
         let table = plan(&request(1425, 2850)).table();
-        assert!(
-            table.contains("* Horizontal          3    1,425        2,850    100"),
-            "{table}"
-        );
+        assert!(table.contains("* Horizontal          3    1,425        2,850    100"), "{table}");
         assert!(table.contains("  Single "), "{table}");
         assert_eq!(table.matches('*').count(), 1);
     }

@@ -57,9 +57,7 @@ impl Policy {
     /// The longest stabilisation window, for how long a history must reach back.
     #[must_use]
     pub fn window_ms(&self) -> u64 {
-        self.scale_in_stabilization_seconds
-            .max(self.scale_out_stabilization_seconds)
-            .saturating_mul(1000)
+        self.scale_in_stabilization_seconds.max(self.scale_out_stabilization_seconds).saturating_mul(1000)
     }
 }
 
@@ -68,11 +66,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             model: CapacityModel::default(),
-            target: Target::Load {
-                min: 1,
-                max: 10,
-                expected: Load::default(),
-            },
+            target: Target::Load { min: 1, max: 10, expected: Load::default() },
             scale_out_stabilization_seconds: 0,
             scale_in_stabilization_seconds: 300,
             max_scale_out_step: None,

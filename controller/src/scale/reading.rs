@@ -35,16 +35,9 @@ impl Answer {
         let answer: Self =
             serde_json::from_slice(body).map_err(|error| format!("malformed answer: {error}"))?;
         // 0 stands for no limit.
-        let limit = if answer.max_streams == 0 {
-            MOST_STREAMS
-        } else {
-            answer.max_streams.min(MOST_STREAMS)
-        };
+        let limit = if answer.max_streams == 0 { MOST_STREAMS } else { answer.max_streams.min(MOST_STREAMS) };
         if answer.streams > limit {
-            return Err(format!(
-                "claims {} streams, of which it can hold {limit}",
-                answer.streams
-            ));
+            return Err(format!("claims {} streams, of which it can hold {limit}", answer.streams));
         }
         Ok(answer)
     }
@@ -78,11 +71,8 @@ struct Counter {
 impl Counters {
     /// Takes in an answer and turns it into a reading.
     pub fn known(&mut self, process: &Process, answer: &Answer, now: Moment) -> Observed<Reading> {
-        let mut reading = Reading {
-            streams: answer.streams,
-            issuances_per_second: None,
-            draining: answer.draining,
-        };
+        let mut reading =
+            Reading { streams: answer.streams, issuances_per_second: None, draining: answer.draining };
         let counter = self.instances.entry(process.uid.clone()).or_insert(Counter {
             restarts: process.restarts,
             issued_total: answer.issued_total,
@@ -113,11 +103,9 @@ impl Counters {
     #[must_use]
     pub fn unknown(&self, process: &Process, reason: String, now: Moment) -> Observed<Reading> {
         match self.instances.get(&process.uid) {
-            Some(counter) if now.since(counter.at) <= STALE_MS => Observed::Stale {
-                value: counter.last,
-                age_ms: now.since(counter.at),
-                reason,
-            },
+            Some(counter) if now.since(counter.at) <= STALE_MS => {
+                Observed::Stale { value: counter.last, age_ms: now.since(counter.at), reason }
+            }
             _ => Observed::Missing { reason },
         }
     }
@@ -141,19 +129,11 @@ mod tests {
     use super::*;
 
     fn answer(streams: u64, issued_total: u64) -> Answer {
-        Answer {
-            streams,
-            issued_total,
-            draining: false,
-            max_streams: 1000,
-        }
+        Answer { streams, issued_total, draining: false, max_streams: 1000 }
     }
 
     fn process(restarts: i32) -> Process {
-        Process {
-            uid: "u1".into(),
-            restarts,
-        }
+        Process { uid: "u1".into(), restarts }
     }
 
     fn rate(observed: &Observed<Reading>) -> Option<u64> {
@@ -164,13 +144,7 @@ mod tests {
     fn a_genuine_answer_is_read_and_new_fields_are_ignored() {
         let body = br#"{"instance_id":"a","streams":12,"issued_total":34,"draining":true,"max_streams":1000,"new":{}}"#;
         let read = Answer::parse(body).unwrap();
-        assert_eq!(
-            read,
-            Answer {
-                draining: true,
-                ..answer(12, 34)
-            }
-        );
+        assert_eq!(read, Answer { draining: true, ..answer(12, 34) });
     }
 
     #[rstest]
@@ -178,10 +152,7 @@ mod tests {
     #[case::no_json("<html>", "malformed")]
     #[case::negative(r#"{"streams":-1,"issued_total":0,"draining":false}"#, "malformed")]
     #[case::fraction(r#"{"streams":1.5,"issued_total":0,"draining":false}"#, "malformed")]
-    #[case::enormous(
-        r#"{"streams":18446744073709551616,"issued_total":0,"draining":false}"#,
-        "malformed"
-    )]
+    #[case::enormous(r#"{"streams":18446744073709551616,"issued_total":0,"draining":false}"#, "malformed")]
     #[case::text(r#"{"streams":"7","issued_total":0,"draining":false}"#, "malformed")]
     #[case::field_missing(r#"{"streams":7,"draining":false}"#, "malformed")]
     #[case::more_than_it_can_hold(
@@ -205,24 +176,14 @@ mod tests {
             None,
             "one look is no rate"
         );
-        assert_eq!(
-            rate(&counters.known(&process(0), &answer(1, 600), Moment(1000))),
-            None,
-            "too soon"
-        );
-        assert_eq!(
-            rate(&counters.known(&process(0), &answer(1, 5500), Moment(5000))),
-            Some(1000)
-        );
+        assert_eq!(rate(&counters.known(&process(0), &answer(1, 600), Moment(1000))), None, "too soon");
+        assert_eq!(rate(&counters.known(&process(0), &answer(1, 5500), Moment(5000))), Some(1000));
         assert_eq!(
             rate(&counters.known(&process(0), &answer(1, 9999), Moment(6000))),
             Some(1000),
             "too soon"
         );
-        assert_eq!(
-            rate(&counters.known(&process(0), &answer(1, 10_503), Moment(10_000))),
-            Some(1001)
-        );
+        assert_eq!(rate(&counters.known(&process(0), &answer(1, 10_503), Moment(10_000))), Some(1001));
     }
 
     #[test]
@@ -230,19 +191,10 @@ mod tests {
         let mut counters = Counters::default();
         counters.known(&process(0), &answer(1, 90_000), Moment(0));
         counters.known(&process(0), &answer(1, 95_000), Moment(5000));
-        assert_eq!(
-            rate(&counters.known(&process(1), &answer(1, 2000), Moment(10_000))),
-            Some(400)
-        );
+        assert_eq!(rate(&counters.known(&process(1), &answer(1, 2000), Moment(10_000))), Some(400));
         // Even one that nobody reported, and one that has already counted past the old total.
-        assert_eq!(
-            rate(&counters.known(&process(1), &answer(1, 500), Moment(15_000))),
-            Some(100)
-        );
-        assert_eq!(
-            rate(&counters.known(&process(2), &answer(1, 1000), Moment(20_000))),
-            Some(200)
-        );
+        assert_eq!(rate(&counters.known(&process(1), &answer(1, 500), Moment(15_000))), Some(100));
+        assert_eq!(rate(&counters.known(&process(2), &answer(1, 1000), Moment(20_000))), Some(200));
     }
 
     #[test]
@@ -258,18 +210,8 @@ mod tests {
         assert_eq!(stale.latest().unwrap().streams, 7);
         assert!(stale.known().is_none());
         assert!(matches!(stale, Observed::Stale { age_ms: 30_000, .. }));
-        assert!(
-            counters
-                .unknown(&process(0), reason(), Moment(61_001))
-                .latest()
-                .is_none()
-        );
+        assert!(counters.unknown(&process(0), reason(), Moment(61_001)).latest().is_none());
         counters.retain(|uid| uid != "u1");
-        assert!(
-            counters
-                .unknown(&process(0), reason(), Moment(1001))
-                .latest()
-                .is_none()
-        );
+        assert!(counters.unknown(&process(0), reason(), Moment(1001)).latest().is_none());
     }
 }

@@ -57,16 +57,10 @@ pub fn plan_pass<'a>(
     budget: u64,
     now: Moment,
 ) -> Pass {
-    let mut streams: Vec<(&str, u64)> = instances
-        .into_iter()
-        .map(|instance| (instance.name.as_str(), instance.streams()))
-        .collect();
+    let mut streams: Vec<(&str, u64)> =
+        instances.into_iter().map(|instance| (instance.name.as_str(), instance.streams())).collect();
     let count = u64::try_from(streams.len()).unwrap_or(u64::MAX).max(1);
-    let mean = streams
-        .iter()
-        .map(|(_, streams)| *streams)
-        .fold(0, u64::saturating_add)
-        / count;
+    let mean = streams.iter().map(|(_, streams)| *streams).fold(0, u64::saturating_add) / count;
     let fullest = streams.iter().map(|(_, streams)| *streams).max().unwrap_or(0);
     let emptiest = streams.iter().map(|(_, streams)| *streams).min().unwrap_or(0);
     let spread = fullest - emptiest;
@@ -84,24 +78,14 @@ pub fn plan_pass<'a>(
     let mut left = budget;
     let mut shares = Vec::new();
     for (name, streams) in streams {
-        let share = streams
-            .saturating_sub(mean)
-            .min((streams / SHARE).max(1))
-            .min(left);
+        let share = streams.saturating_sub(mean).min((streams / SHARE).max(1)).min(left);
         if share == 0 {
             break;
         }
         left -= share;
-        shares.push(Share {
-            name: name.to_owned(),
-            streams: share,
-        });
+        shares.push(Share { name: name.to_owned(), streams: share });
     }
-    if shares.is_empty() {
-        Pass::Wait
-    } else {
-        Pass::Shed(shares)
-    }
+    if shares.is_empty() { Pass::Wait } else { Pass::Shed(shares) }
 }
 
 #[cfg(test)]
@@ -124,11 +108,7 @@ mod tests {
                 terminating: false,
                 mark: None,
                 load: Observed::Known {
-                    value: Reading {
-                        streams,
-                        issuances_per_second: Some(0),
-                        draining: false,
-                    },
+                    value: Reading { streams, issuances_per_second: Some(0), draining: false },
                 },
             })
             .collect()
@@ -142,16 +122,7 @@ mod tests {
         };
         assert_eq!(
             shares,
-            [
-                Share {
-                    name: "pod-0".into(),
-                    streams: 40
-                },
-                Share {
-                    name: "pod-1".into(),
-                    streams: 38
-                }
-            ]
+            [Share { name: "pod-0".into(), streams: 40 }, Share { name: "pod-1".into(), streams: 38 }]
         );
         let Pass::Shed(shares) = plan_pass(Episode::default(), &instances(&[105, 100, 80]), 1000, Moment(0))
         else {
@@ -159,16 +130,7 @@ mod tests {
         };
         assert_eq!(
             shares,
-            [
-                Share {
-                    name: "pod-0".into(),
-                    streams: 10
-                },
-                Share {
-                    name: "pod-1".into(),
-                    streams: 5
-                }
-            ]
+            [Share { name: "pod-0".into(), streams: 10 }, Share { name: "pod-1".into(), streams: 5 }]
         );
     }
 
@@ -179,36 +141,18 @@ mod tests {
             panic!("no pass")
         };
         assert_eq!(shares.iter().map(|share| share.streams).sum::<u64>(), 50);
-        let episode = Episode {
-            passes: 1,
-            last: Moment(1000),
-        };
+        let episode = Episode { passes: 1, last: Moment(1000) };
         assert_eq!(plan_pass(episode, &full, 50, Moment(10_999)), Pass::Wait);
-        assert!(matches!(
-            plan_pass(episode, &full, 50, Moment(11_000)),
-            Pass::Shed(_)
-        ));
+        assert!(matches!(plan_pass(episode, &full, 50, Moment(11_000)), Pass::Shed(_)));
     }
 
     #[test]
     fn level_streams_few_streams_and_hopeless_cases_end_it() {
-        assert_eq!(
-            plan_pass(Episode::default(), &instances(&[110, 100, 91]), 1000, Moment(0)),
-            Pass::Done
-        );
-        assert_eq!(
-            plan_pass(Episode::default(), &instances(&[6, 3, 0]), 1000, Moment(0)),
-            Pass::Done
-        );
+        assert_eq!(plan_pass(Episode::default(), &instances(&[110, 100, 91]), 1000, Moment(0)), Pass::Done);
+        assert_eq!(plan_pass(Episode::default(), &instances(&[6, 3, 0]), 1000, Moment(0)), Pass::Done);
         assert_eq!(plan_pass(Episode::default(), &[], 1000, Moment(0)), Pass::Done);
-        let hopeless = Episode {
-            passes: MOST_PASSES,
-            last: Moment(0),
-        };
-        assert_eq!(
-            plan_pass(hopeless, &instances(&[400, 0]), 1000, Moment(99_000)),
-            Pass::Done
-        );
+        let hopeless = Episode { passes: MOST_PASSES, last: Moment(0) };
+        assert_eq!(plan_pass(hopeless, &instances(&[400, 0]), 1000, Moment(99_000)), Pass::Done);
     }
 
     #[test]
@@ -230,10 +174,7 @@ mod tests {
                             *streams.iter_mut().min().unwrap() += 1;
                         }
                     }
-                    episode = Episode {
-                        passes: episode.passes + 1,
-                        last: now,
-                    };
+                    episode = Episode { passes: episode.passes + 1, last: now };
                 }
             }
         }

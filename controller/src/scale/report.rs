@@ -103,19 +103,11 @@ pub fn report(subject: &Subject) -> (ScalingReport, bool) {
         };
         return (report, false);
     }
-    let Subject {
-        policy,
-        observed,
-        decision,
-        ..
-    } = subject;
+    let Subject { policy, observed, decision, .. } = subject;
     let load = observed.load();
     let serving = observed.count(Lifecycle::Ready);
     let capacity = policy.model.capacity(serving);
-    let verdict = plan::plan(&Request {
-        load: load.max(subject.request.load),
-        ..*subject.request
-    });
+    let verdict = plan::plan(&Request { load: load.max(subject.request.load), ..*subject.request });
     let report = ScalingReport {
         load: Some(LoadStatus {
             clients: signed(load.clients),
@@ -152,10 +144,7 @@ pub fn news(observed: &Observation, decision: &Decision) -> Option<News> {
         Reason::Fixed if changes => ("Scaled", false),
         Reason::Steady | Reason::Fixed | Reason::Stabilizing | Reason::Rebalancing => return None,
         Reason::ScaleInBlocked => {
-            let blind = decision
-                .blocked_by
-                .iter()
-                .any(|blocker| blocker.kind == BlockerKind::MetricsMissing);
+            let blind = decision.blocked_by.iter().any(|blocker| blocker.kind == BlockerKind::MetricsMissing);
             (decision.reason.as_str(), blind)
         }
         Reason::WrongInstanceRemoved => (decision.reason.as_str(), true),
@@ -163,20 +152,11 @@ pub fn news(observed: &Observation, decision: &Decision) -> Option<News> {
             (decision.reason.as_str(), false)
         }
     };
-    Some(News {
-        reason,
-        message: decision.message.clone(),
-        warning,
-    })
+    Some(News { reason, message: decision.message.clone(), warning })
 }
 
 fn conditions(subject: &Subject) -> Vec<ScalingCondition> {
-    let Subject {
-        policy,
-        observed,
-        decision,
-        ..
-    } = subject;
+    let Subject { policy, observed, decision, .. } = subject;
     let silent: Vec<(&Instance, &str)> = observed
         .instances
         .iter()
@@ -185,11 +165,7 @@ fn conditions(subject: &Subject) -> Vec<ScalingCondition> {
         .collect();
     let by_load = matches!(policy.target, Target::Load { .. });
     let active = match (by_load, silent.first()) {
-        (false, _) => (
-            Some(false),
-            "NotConfigured",
-            "spec.instances sets the count".to_owned(),
-        ),
+        (false, _) => (Some(false), "NotConfigured", "spec.instances sets the count".to_owned()),
         (true, None) => (Some(true), "LoadKnown", "the load sets the count".to_owned()),
         (true, Some((_, reason))) => {
             let names = text::names(silent.iter().map(|(instance, _)| instance.name.as_str()));
@@ -209,43 +185,24 @@ fn conditions(subject: &Subject) -> Vec<ScalingCondition> {
             );
             (Some(true), "MaxInstances", message)
         }
-        _ => (
-            Some(false),
-            "WithinBounds",
-            "the load needs no more instances than the spec allows".to_owned(),
-        ),
+        _ => {
+            (Some(false), "WithinBounds", "the load needs no more instances than the spec allows".to_owned())
+        }
     };
     let draining = observed.count(Lifecycle::Draining) > 0
-        || decision
-            .actions
-            .iter()
-            .any(|action| matches!(action, Action::Mark { .. }));
+        || decision.actions.iter().any(|action| matches!(action, Action::Mark { .. }));
     let draining = if draining {
         let names = text::names(decision.victims.iter().map(String::as_str));
         (Some(true), "ScaleIn", format!("{names} drained to be removed"))
     } else {
-        (
-            Some(false),
-            "NothingDrains",
-            "no instance is being drained".to_owned(),
-        )
+        (Some(false), "NothingDrains", "no instance is being drained".to_owned())
     };
-    [
-        ("ScalingActive", active),
-        ("ScalingLimited", limited),
-        ("Draining", draining),
-    ]
-    .map(|(type_, (status, reason, message))| {
-        let warning = status.is_none() || (type_ == "ScalingLimited" && status == Some(true));
-        ScalingCondition {
-            type_,
-            status,
-            reason,
-            message,
-            warning,
-        }
-    })
-    .to_vec()
+    [("ScalingActive", active), ("ScalingLimited", limited), ("Draining", draining)]
+        .map(|(type_, (status, reason, message))| {
+            let warning = status.is_none() || (type_ == "ScalingLimited" && status == Some(true));
+            ScalingCondition { type_, status, reason, message, warning }
+        })
+        .to_vec()
 }
 
 fn is_silent<T>(load: &Observed<T>) -> bool {
@@ -261,11 +218,7 @@ fn last_scale_time(subject: &Subject) -> Option<Time> {
     if subject.decision.replicas(present) != present {
         return timestamp(subject.decision.at).map(Time);
     }
-    subject
-        .previous
-        .scaling
-        .as_ref()
-        .and_then(|scaling| scaling.last_scale_time.clone())
+    subject.previous.scaling.as_ref().and_then(|scaling| scaling.last_scale_time.clone())
 }
 
 /// To the second, as Kubernetes writes times.
@@ -302,11 +255,7 @@ mod tests {
             terminating: false,
             mark: None,
             load: Observed::Known {
-                value: Reading {
-                    streams: *streams,
-                    issuances_per_second: Some(4),
-                    draining: false,
-                },
+                value: Reading { streams: *streams, issuances_per_second: Some(4), draining: false },
             },
         });
         Observation {
@@ -338,51 +287,25 @@ mod tests {
     }
 
     fn condition<'a>(report: &'a ScalingReport, type_: &str) -> &'a ScalingCondition {
-        report
-            .conditions
-            .iter()
-            .find(|condition| condition.type_ == type_)
-            .unwrap()
+        report.conditions.iter().find(|condition| condition.type_ == type_).unwrap()
     }
 
     #[test]
     fn the_figures_are_those_of_the_serving_instances() {
         let (report, fresh) = made(&observed(&[400, 300]), &VX11ClusterStatus::default(), None, false);
         assert!(fresh);
-        assert_eq!(
-            report.load,
-            Some(LoadStatus {
-                clients: 700,
-                issuances_per_second: 8,
-                reporting: 2
-            })
-        );
-        assert_eq!(
-            report.capacity,
-            Some(CapacityStatus {
-                clients: 950,
-                issuances_per_second: 1900
-            })
-        );
+        assert_eq!(report.load, Some(LoadStatus { clients: 700, issuances_per_second: 8, reporting: 2 }));
+        assert_eq!(report.capacity, Some(CapacityStatus { clients: 950, issuances_per_second: 1900 }));
         assert_eq!(report.utilization_percent, Some(74));
         assert_eq!(report.estimated_cost_per_hour.as_deref(), Some("0.10"));
-        assert!(
-            report
-                .recommendation
-                .unwrap()
-                .starts_with("Horizontal: 2 instances")
-        );
+        assert!(report.recommendation.unwrap().starts_with("Horizontal: 2 instances"));
     }
 
     #[test]
     fn figures_wait_fifteen_seconds_unless_the_story_changes() {
         let previous = VX11ClusterStatus::default();
         let world = observed(&[400]);
-        assert_eq!(
-            made(&world, &previous, Some(14_999), false).0.load,
-            None,
-            "the previous status had none"
-        );
+        assert_eq!(made(&world, &previous, Some(14_999), false).0.load, None, "the previous status had none");
         assert!(made(&world, &previous, Some(15_000), false).0.load.is_some());
         assert!(made(&world, &previous, Some(0), true).0.load.is_some());
     }
@@ -390,34 +313,22 @@ mod tests {
     #[test]
     fn a_silent_instance_makes_the_scaling_unknown_and_is_named() {
         let mut world = observed(&[400, 300]);
-        let value = Reading {
-            streams: 300,
-            issuances_per_second: Some(1),
-            draining: false,
-        };
-        world.instances[1].load = Observed::Stale {
-            value,
-            age_ms: 5000,
-            reason: "no answer within 1 s".into(),
-        };
+        let value = Reading { streams: 300, issuances_per_second: Some(1), draining: false };
+        world.instances[1].load =
+            Observed::Stale { value, age_ms: 5000, reason: "no answer within 1 s".into() };
         let status = VX11ClusterStatus::default();
         assert_eq!(
             condition(&made(&world, &status, None, false).0, "ScalingActive").status,
             Some(true),
             "once is nothing"
         );
-        world.instances[1].load = Observed::Stale {
-            value,
-            age_ms: 10_000,
-            reason: "no answer within 1 s".into(),
-        };
+        world.instances[1].load =
+            Observed::Stale { value, age_ms: 10_000, reason: "no answer within 1 s".into() };
         let (report, _) = made(&world, &status, None, false);
         let active = condition(&report, "ScalingActive");
         assert_eq!((active.status, active.reason), (None, "MetricsMissing"));
         assert!(
-            active
-                .message
-                .contains("simple-backend-1 is not known (no answer within 1 s)"),
+            active.message.contains("simple-backend-1 is not known (no answer within 1 s)"),
             "{}",
             active.message
         );
@@ -425,18 +336,11 @@ mod tests {
 
     #[test]
     fn a_load_beyond_the_maximum_says_what_it_would_take() {
-        let (report, _) = made(
-            &observed(&[900, 900, 900]),
-            &VX11ClusterStatus::default(),
-            None,
-            false,
-        );
+        let (report, _) = made(&observed(&[900, 900, 900]), &VX11ClusterStatus::default(), None, false);
         let limited = condition(&report, "ScalingLimited");
         assert_eq!(limited.status, Some(true));
         assert!(
-            limited
-                .message
-                .contains("needs 6 instances (475 clients each), maxInstances allows 3"),
+            limited.message.contains("needs 6 instances (475 clients each), maxInstances allows 3"),
             "{}",
             limited.message
         );

@@ -57,11 +57,7 @@ pub fn policy(spec: &VX11ClusterSpec) -> Result<Policy, PolicyError> {
         // Stopped, as the field promises, whoever owns the count.
         Target::Fixed { instances }
     } else {
-        Target::Load {
-            min,
-            max,
-            expected: expected(autoscaling),
-        }
+        Target::Load { min, max, expected: expected(autoscaling) }
     };
     Ok(Policy {
         model: model(autoscaling)?,
@@ -96,18 +92,16 @@ pub fn plan_request(
     };
     let amount = |name: &'static str, field: &'static str| {
         resource(name)
-            .map(
-                |quantity: k8s_openapi::apimachinery::pkg::api::resource::Quantity| {
-                    quantity::billionths(&quantity.0)
-                        .and_then(|billionths| u128::try_from(billionths).ok())
-                        .ok_or_else(|| {
-                            problem(
-                                field,
-                                format!("`{}` is no quantity; write it like 500m or 256Mi", quantity.0),
-                            )
-                        })
-                },
-            )
+            .map(|quantity: k8s_openapi::apimachinery::pkg::api::resource::Quantity| {
+                quantity::billionths(&quantity.0)
+                    .and_then(|billionths| u128::try_from(billionths).ok())
+                    .ok_or_else(|| {
+                        problem(
+                            field,
+                            format!("`{}` is no quantity; write it like 500m or 256Mi", quantity.0),
+                        )
+                    })
+            })
             .transpose()
     };
     let cpu = amount("cpu", "spec.backend.resources.cpu")?;
@@ -173,9 +167,7 @@ fn percent(field: &'static str, value: i32) -> Result<Percent, PolicyError> {
 }
 
 fn step(value: Option<i32>) -> Option<NonZeroU32> {
-    value
-        .and_then(|value| u32::try_from(value).ok())
-        .and_then(NonZeroU32::new)
+    value.and_then(|value| u32::try_from(value).ok()).and_then(NonZeroU32::new)
 }
 
 fn seconds(value: i32) -> u64 {
@@ -227,9 +219,7 @@ mod tests {
         #[case] autoscaling: Value,
         #[case] message: &str,
     ) {
-        let error = policy(&spec(json!({"autoscaling": autoscaling})))
-            .unwrap_err()
-            .to_string();
+        let error = policy(&spec(json!({"autoscaling": autoscaling}))).unwrap_err().to_string();
         assert_eq!(error, format!("spec.autoscaling.{message}"));
     }
 
@@ -240,13 +230,7 @@ mod tests {
             "backend": {"resources": {"requests": {"cpu": "250m"}, "limits": {"memory": "1Gi"}}},
         }));
         let request = plan_request(&spec, None, Some(12)).unwrap();
-        assert_eq!(
-            request.load,
-            Load {
-                clients: 1400,
-                issuances_per_second: 12
-            }
-        );
+        assert_eq!(request.load, Load { clients: 1400, issuances_per_second: 12 });
         assert_eq!((request.cpu_millis, request.memory_bytes), (250, 1 << 30));
     }
 }

@@ -59,17 +59,11 @@ impl Memories {
         let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
         memory
             .filter(|memory| memory.uid == identity.uid)
-            .unwrap_or_else(|| Memory {
-                uid: identity.uid.clone(),
-                ..Memory::default()
-            })
+            .unwrap_or_else(|| Memory { uid: identity.uid.clone(), ..Memory::default() })
     }
 
     fn put(&self, key: &ClusterKey, memory: Memory) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key.clone(), memory);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), memory);
     }
 }
 
@@ -138,21 +132,14 @@ async fn scale_with(
         sight.observation.replicas = starting_count(policy, cluster);
     }
     let decision = decide(policy, &sight.observation, &memory.history, now);
-    let is_news = memory
-        .last
-        .as_ref()
-        .is_none_or(|last| decision.differs_from(last));
+    let is_news = memory.last.as_ref().is_none_or(|last| decision.differs_from(last));
     let tells = is_news.then(|| news(&sight.observation, &decision)).flatten();
     if !cluster.paused {
         act(context, key, &sight, &decision).await?;
         // A new leader does not tell again what the last entry of the journal says.
         let written = write_journal(context, key, cluster, &sight, &decision, memory).await?;
         if !written && memory.last.is_none() {
-            tracing::debug!(
-                namespace = key.namespace,
-                cluster = key.name,
-                "going on from the journal"
-            );
+            tracing::debug!(namespace = key.namespace, cluster = key.name, "going on from the journal");
         }
     }
     if is_news {
@@ -244,20 +231,13 @@ async fn write_journal(
         },
         "data": {JOURNAL_KEY: text},
     });
-    context
-        .client
-        .apply(Kind::ConfigMap, &key.namespace, &name, Manager::Scale, &body)
-        .await?;
+    context.client.apply(Kind::ConfigMap, &key.namespace, &name, Manager::Scale, &body).await?;
     Ok(true)
 }
 
 /// The journal so far. One that does not parse is somebody's else or of another version: it begins anew.
 async fn read_journal(context: &Context, key: &ClusterKey, name: &str) -> Result<Journal, ClientError> {
     let map = context.client.get(Kind::ConfigMap, &key.namespace, name).await?;
-    let text = map
-        .as_ref()
-        .and_then(|map| map.data.pointer(&format!("/data/{JOURNAL_KEY}"))?.as_str());
-    Ok(text
-        .and_then(|text| Journal::parse(text).ok())
-        .unwrap_or_default())
+    let text = map.as_ref().and_then(|map| map.data.pointer(&format!("/data/{JOURNAL_KEY}"))?.as_str());
+    Ok(text.and_then(|text| Journal::parse(text).ok()).unwrap_or_default())
 }

@@ -19,11 +19,7 @@ pub fn thousands(number: u64) -> String {
 /// `1 instance`, `2 instances`.
 #[must_use]
 pub fn counted(number: u64, noun: &str) -> String {
-    format!(
-        "{} {noun}{}",
-        thousands(number),
-        if number == 1 { "" } else { "s" }
-    )
+    format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
 }
 
 /// The first three names, and how many more there are.

@@ -15,18 +15,9 @@ const COUNT: (u64, u64) = (274, 90);
 #[must_use]
 pub fn svg(trace: Trace, samples: &[Sample]) -> String {
     let seconds = samples.last().map_or(1, |sample| sample.second).max(1);
-    let most = samples
-        .iter()
-        .map(|sample| sample.clients.max(sample.capacity))
-        .max()
-        .unwrap_or(0)
-        .max(1);
-    let instances = samples
-        .iter()
-        .map(|sample| u64::from(sample.desired.max(sample.ready)))
-        .max()
-        .unwrap_or(0)
-        .max(1);
+    let most = samples.iter().map(|sample| sample.clients.max(sample.capacity)).max().unwrap_or(0).max(1);
+    let instances =
+        samples.iter().map(|sample| u64::from(sample.desired.max(sample.ready))).max().unwrap_or(0).max(1);
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} 400\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{WIDTH}\" height=\"400\" fill=\"#ffffff\"/>\n\
@@ -70,21 +61,14 @@ pub fn svg(trace: Trace, samples: &[Sample]) -> String {
         |panel, largest, value: &dyn Fn(&Sample) -> u64| steps(samples, seconds, panel, largest, value);
     let area = line(LOAD, most, &|sample| sample.clients);
     let (top, height) = LOAD;
-    let _ = writeln!(
-        text,
-        "<path d=\"{area}V{}H{LEFT}Z\" fill=\"#93c5fd\"/>",
-        top + height
-    );
+    let _ = writeln!(text, "<path d=\"{area}V{}H{LEFT}Z\" fill=\"#93c5fd\"/>", top + height);
     let lines = [
         (line(LOAD, most, &|sample| sample.capacity), "#b91c1c"),
         (line(COUNT, instances, &|sample| sample.ready.into()), "#6b7280"),
         (line(COUNT, instances, &|sample| sample.desired.into()), "#047857"),
     ];
     for (path, colour) in lines {
-        let _ = writeln!(
-            text,
-            "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"/>"
-        );
+        let _ = writeln!(text, "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"/>");
     }
     text.push_str("</svg>\n");
     text

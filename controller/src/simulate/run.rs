@@ -69,26 +69,12 @@ fn simulate(trace: Trace, peak_instances: u32, crashes: bool, mut random: Random
         ..Policy::default()
     };
     let peak = policy.model.capacity(peak_instances).clients;
-    let start = policy.model.needed(Load {
-        clients: trace.clients(0, peak),
-        issuances_per_second: 0,
-    });
+    let start = policy.model.needed(Load { clients: trace.clients(0, peak), issuances_per_second: 0 });
     let most_streams = policy.model.clients_per_instance.get() * 2;
-    let mut world = World::new(
-        start,
-        policy.drain_seconds,
-        most_streams,
-        Random::new(random.bits()),
-    );
+    let mut world = World::new(start, policy.drain_seconds, most_streams, Random::new(random.bits()));
     let mut history = History::default();
     let mut judge = Judge::default();
-    let mut run = Run {
-        samples: Vec::new(),
-        violations: Vec::new(),
-        decisions: 0,
-        removed: 0,
-        cancelled: 0,
-    };
+    let mut run = Run { samples: Vec::new(), violations: Vec::new(), decisions: 0, removed: 0, cancelled: 0 };
     let mut next_look = 1;
 
     while world.second < ACTIVE_SECONDS + CALM_SECONDS {
@@ -113,12 +99,8 @@ fn simulate(trace: Trace, peak_instances: u32, crashes: bool, mut random: Random
         judge.watch_decision(&policy, &world.seen, &decision);
         history.remember(&policy, &world.seen, &decision);
         run.decisions += 1;
-        run.cancelled += u64::from(
-            decision
-                .actions
-                .iter()
-                .any(|action| matches!(action, Action::Cancel { .. })),
-        );
+        run.cancelled +=
+            u64::from(decision.actions.iter().any(|action| matches!(action, Action::Cancel { .. })));
         run.samples.push(Sample {
             second: world.second,
             clients,
@@ -129,23 +111,14 @@ fn simulate(trace: Trace, peak_instances: u32, crashes: bool, mut random: Random
         // The controller may die anywhere between two writes; the next one knows only what is written.
         let crash =
             crashes && world.second < ACTIVE_SECONDS && !decision.actions.is_empty() && random.once_in(4);
-        let done = if crash {
-            random.index(decision.actions.len())
-        } else {
-            decision.actions.len()
-        };
+        let done = if crash { random.index(decision.actions.len()) } else { decision.actions.len() };
         for action in decision.actions.iter().take(done) {
             world.execute(action);
         }
         if crash {
             history = History::default();
         }
-        next_look = world.second
-            + if crash {
-                15
-            } else {
-                decision.next_look_ms.div_ceil(1000).max(1)
-            };
+        next_look = world.second + if crash { 15 } else { decision.next_look_ms.div_ceil(1000).max(1) };
     }
     judge.watch_end(&policy, &world);
     run.violations = judge.violations;
@@ -192,26 +165,18 @@ impl Judge {
     /// After each second: drained before removed, and no more reconnects than allowed.
     fn watch_second(&mut self, policy: &Policy, world: &World) {
         for removed in world.removed.iter().filter(|removed| !removed.pending) {
-            let overdue = removed
-                .mark
-                .is_some_and(|mark| mark.deadline <= Moment(world.second * 1000));
+            let overdue = removed.mark.is_some_and(|mark| mark.deadline <= Moment(world.second * 1000));
             if removed.mark.is_none() {
                 self.broken(
                     world.second,
                     format!("an instance with {} streams removed undrained", removed.streams),
                 );
             } else if removed.streams > 0 && !overdue {
-                self.broken(
-                    world.second,
-                    format!("{} streams cut before the deadline", removed.streams),
-                );
+                self.broken(world.second, format!("{} streams cut before the deadline", removed.streams));
             }
         }
         if world.cut > 0 {
-            self.broken(
-                world.second,
-                format!("{} streams cut by the end of their pod", world.cut),
-            );
+            self.broken(world.second, format!("{} streams cut by the end of their pod", world.cut));
         }
         let staying = world.seen.count(Lifecycle::Ready).max(1);
         let budget = policy.model.capacity(staying).issuances_per_second + u64::from(world.seen.replicas);
@@ -231,10 +196,7 @@ impl Judge {
         };
         let wanted = policy.model.needed(seen.load()).clamp(min, max);
         if decision.desired < wanted {
-            self.broken(
-                second,
-                format!("{} instances decided, the load needs {wanted}", decision.desired),
-            );
+            self.broken(second, format!("{} instances decided, the load needs {wanted}", decision.desired));
         }
         let chosen: Vec<&str> = decision
             .actions
@@ -258,10 +220,7 @@ impl Judge {
         if !chosen.is_empty() {
             self.watch_choice(second, seen, &chosen);
             let window = policy.scale_in_stabilization_seconds * 1000;
-            if self
-                .last_growth
-                .is_some_and(|growth| decision.at.since(growth) < window)
-            {
+            if self.last_growth.is_some_and(|growth| decision.at.since(growth) < window) {
                 self.broken(second, "scaled in within the stabilization window of a scale-out");
             }
         }
@@ -275,23 +234,13 @@ impl Judge {
 
     fn watch_choice(&mut self, second: u64, seen: &Observation, chosen: &[&str]) {
         let is_chosen = |instance: &&Instance| chosen.contains(&instance.name.as_str());
-        let most = seen
-            .at(Lifecycle::Ready)
-            .filter(is_chosen)
-            .map(Instance::streams)
-            .max();
-        let least = seen
-            .at(Lifecycle::Ready)
-            .filter(|instance| !is_chosen(instance))
-            .map(Instance::streams)
-            .min();
+        let most = seen.at(Lifecycle::Ready).filter(is_chosen).map(Instance::streams).max();
+        let least =
+            seen.at(Lifecycle::Ready).filter(|instance| !is_chosen(instance)).map(Instance::streams).min();
         if let (Some(most), Some(least)) = (most, least)
             && most > least
         {
-            self.broken(
-                second,
-                format!("an instance with {most} streams chosen, one with {least} kept"),
-            );
+            self.broken(second, format!("an instance with {most} streams chosen, one with {least} kept"));
         }
     }
 
@@ -300,10 +249,7 @@ impl Judge {
         let Target::Load { min, max, .. } = policy.target else {
             return;
         };
-        let load = Load {
-            clients: world.clients(),
-            issuances_per_second: 0,
-        };
+        let load = Load { clients: world.clients(), issuances_per_second: 0 };
         let needed = policy.model.needed(load).clamp(min, max);
         if world.seen.replicas != needed {
             self.broken(
@@ -312,10 +258,7 @@ impl Judge {
             );
         }
         if world.seen.count(Lifecycle::Ready) != needed {
-            self.broken(
-                world.second,
-                format!("{} of {needed} serve", world.seen.count(Lifecycle::Ready)),
-            );
+            self.broken(world.second, format!("{} of {needed} serve", world.seen.count(Lifecycle::Ready)));
         }
         if world.second - self.last_change < 60 {
             self.broken(world.second, "still changing under a constant load");
@@ -341,11 +284,7 @@ mod tests {
             terminating: false,
             mark: None,
             load: Observed::Known {
-                value: Reading {
-                    streams,
-                    issuances_per_second: Some(0),
-                    draining: false,
-                },
+                value: Reading { streams, issuances_per_second: Some(0), draining: false },
             },
         }
     }
@@ -359,10 +298,7 @@ mod tests {
     }
 
     fn mark(name: &str) -> Action {
-        Action::Mark {
-            name: name.into(),
-            mark: crate::scale::drain::mark(Moment(1000), 20),
-        }
+        Action::Mark { name: name.into(), mark: crate::scale::drain::mark(Moment(1000), 20) }
     }
 
     #[test]
@@ -377,9 +313,7 @@ mod tests {
         assert!(
             judged(&seen, |decision| decision.actions = vec![mark("a")])[0].contains("400 streams chosen")
         );
-        seen.instances[0].load = Observed::Missing {
-            reason: "timeout".into(),
-        };
+        seen.instances[0].load = Observed::Missing { reason: "timeout".into() };
         assert!(
             judged(&seen, |decision| decision.actions = vec![mark("b")])[0].contains("metrics are missing")
         );
@@ -394,26 +328,12 @@ mod tests {
         }
         let mut judge = Judge::default();
         judge.watch_end(&policy, &world);
-        assert_eq!(
-            judge.violations,
-            ["second 50: still changing under a constant load"]
-        );
-        world.execute(&Action::SetReplicas {
-            to: 2,
-            removing: Vec::new(),
-        });
+        assert_eq!(judge.violations, ["second 50: still changing under a constant load"]);
+        world.execute(&Action::SetReplicas { to: 2, removing: Vec::new() });
         world.tick(1400);
         judge.watch_second(&policy, &world);
-        assert!(
-            judge.violations[1].contains("removed undrained"),
-            "{:?}",
-            judge.violations
-        );
+        assert!(judge.violations[1].contains("removed undrained"), "{:?}", judge.violations);
         judge.watch_end(&policy, &world);
-        assert!(
-            judge.violations[2].contains("at rest with 2 instances, 3 needed"),
-            "{:?}",
-            judge.violations
-        );
+        assert!(judge.violations[2].contains("at rest with 2 instances, 3 needed"), "{:?}", judge.violations);
     }
 }

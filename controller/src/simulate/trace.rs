@@ -86,12 +86,7 @@ impl Trace {
                 // Two triangles with rounded feet: enough of a day for integers.
                 let phase = second % 300;
                 let height = if phase < 150 { phase } else { 300 - phase };
-                peak / 5
-                    + share(
-                        peak - peak / 5,
-                        height * height * (450 - 2 * height),
-                        150 * 150 * 150,
-                    )
+                peak / 5 + share(peak - peak / 5, height * height * (450 - 2 * height), 150 * 150 * 150)
             }
             Self::Spike => {
                 if (200..320).contains(&second) {
@@ -143,11 +138,7 @@ mod tests {
                 assert!(trace.clients(second, 10_000) <= 10_000, "{trace:?} at {second}");
             }
             let end = trace.clients(ACTIVE_SECONDS, 10_000);
-            assert_eq!(
-                trace.clients(ACTIVE_SECONDS + CALM_SECONDS, 10_000),
-                end,
-                "{trace:?}"
-            );
+            assert_eq!(trace.clients(ACTIVE_SECONDS + CALM_SECONDS, 10_000), end, "{trace:?}");
         }
     }
 

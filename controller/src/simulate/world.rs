@@ -84,10 +84,7 @@ impl World {
         let slow = random.between(3, 40);
         let mut world = Self {
             second: 0,
-            seen: Observation {
-                replicas,
-                ..Observation::default()
-            },
+            seen: Observation { replicas, ..Observation::default() },
             pods: Vec::new(),
             closed_on_request: 0,
             removed: Vec::new(),
@@ -151,16 +148,10 @@ impl World {
                 draining: pod.closes > 0,
             };
             seen.load = match pod.account {
-                _ if pod.starts > self.second => Observed::Missing {
-                    reason: String::new(),
-                },
+                _ if pod.starts > self.second => Observed::Missing { reason: String::new() },
                 Account::True => Observed::Known { value: reading(100) },
-                Account::Scaled(percent) => Observed::Known {
-                    value: reading(percent),
-                },
-                Account::Silent => Observed::Missing {
-                    reason: String::new(),
-                },
+                Account::Scaled(percent) => Observed::Known { value: reading(percent) },
+                Account::Silent => Observed::Missing { reason: String::new() },
             };
         }
     }
@@ -218,9 +209,7 @@ impl World {
     pub fn advance_rollout(&mut self) {
         let is_old =
             |world: &Self, index: usize| world.pods[index].old && !world.seen.instances[index].terminating;
-        let old: Vec<usize> = (0..self.pods.len())
-            .filter(|&index| is_old(self, index))
-            .collect();
+        let old: Vec<usize> = (0..self.pods.len()).filter(|&index| is_old(self, index)).collect();
         self.seen.rollout = !old.is_empty();
         for index in old.into_iter().take(self.pods.len() / 40 + 1) {
             self.create(self.second);
@@ -229,10 +218,7 @@ impl World {
     }
 
     fn position(&self, name: &str) -> Option<usize> {
-        self.seen
-            .instances
-            .iter()
-            .position(|instance| instance.name == name)
+        self.seen.instances.iter().position(|instance| instance.name == name)
     }
 
     fn create(&mut self, starts: u64) {
@@ -254,9 +240,7 @@ impl World {
             ready: false,
             terminating: false,
             mark: None,
-            load: Observed::Missing {
-                reason: String::new(),
-            },
+            load: Observed::Missing { reason: String::new() },
         });
     }
 
@@ -286,12 +270,8 @@ impl World {
     /// The `ReplicaSet`: creates what is missing, removes what is too much (not started, not ready, cheapest,
     /// newest first).
     fn replicate(&mut self) {
-        let active = |seen: &Observation| {
-            seen.instances
-                .iter()
-                .filter(|instance| !instance.terminating)
-                .count()
-        };
+        let active =
+            |seen: &Observation| seen.instances.iter().filter(|instance| !instance.terminating).count();
         let replicas = self.seen.replicas as usize;
         while active(&self.seen) < replicas {
             let starts = self.second + self.random.between(self.start_seconds.0, self.start_seconds.1);
@@ -299,17 +279,11 @@ impl World {
         }
         let surplus = active(&self.seen).saturating_sub(replicas);
         if surplus > 0 && !self.seen.rollout {
-            let mut order: Vec<usize> = (0..self.pods.len())
-                .filter(|&i| !self.seen.instances[i].terminating)
-                .collect();
+            let mut order: Vec<usize> =
+                (0..self.pods.len()).filter(|&i| !self.seen.instances[i].terminating).collect();
             order.sort_by_key(|&i| {
                 let (pod, seen) = (&self.pods[i], &self.seen.instances[i]);
-                (
-                    pod.starts <= self.second,
-                    seen.ready,
-                    pod.cost,
-                    Reverse(seen.created),
-                )
+                (pod.starts <= self.second, seen.ready, pod.cost, Reverse(seen.created))
             });
             for index in order.into_iter().take(surplus) {
                 let (pod, seen) = (&self.pods[index], &self.seen.instances[index]);
@@ -345,29 +319,19 @@ impl World {
 
     /// Connects clients, each to the emptier of two instances at random; who finds no place tries again.
     fn connect(&mut self, mut clients: u64) {
-        let ready: Vec<usize> = (0..self.pods.len())
-            .filter(|&index| self.seen.instances[index].ready)
-            .collect();
+        let ready: Vec<usize> =
+            (0..self.pods.len()).filter(|&index| self.seen.instances[index].ready).collect();
         // In clumps, so that a second costs no more than a few steps for each instance.
         let clump = (clients / ready.len().max(1) as u64).max(1);
         while clients > 0 {
             let clump = clump.min(clients);
             clients -= clump;
             let choice = (!ready.is_empty()).then(|| {
-                let (a, b) = (
-                    ready[self.random.index(ready.len())],
-                    ready[self.random.index(ready.len())],
-                );
-                if self.pods[a].streams <= self.pods[b].streams {
-                    a
-                } else {
-                    b
-                }
+                let (a, b) = (ready[self.random.index(ready.len())], ready[self.random.index(ready.len())]);
+                if self.pods[a].streams <= self.pods[b].streams { a } else { b }
             });
             let room = choice
-                .map_or(0, |index| {
-                    self.most_streams.saturating_sub(self.pods[index].streams)
-                })
+                .map_or(0, |index| self.most_streams.saturating_sub(self.pods[index].streams))
                 .min(clump);
             if let Some(index) = choice {
                 self.pods[index].streams += room;

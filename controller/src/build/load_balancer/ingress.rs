@@ -23,10 +23,7 @@ pub fn build_ingress(cluster: &ValidatedCluster, route: &Route) -> Ingress {
     let backend = IngressBackend {
         service: Some(IngressServiceBackend {
             name: names::backend(&cluster.identity.name),
-            port: Some(ServiceBackendPort {
-                name: Some("http".to_owned()),
-                number: None,
-            }),
+            port: Some(ServiceBackendPort { name: Some("http".to_owned()), number: None }),
         }),
         resource: None,
     };
@@ -76,14 +73,8 @@ fn class_annotations(route: &Route) -> BTreeMap<String, String> {
     } else if controller == "k8s.io/ingress-nginx" {
         vec![
             ("nginx.ingress.kubernetes.io/proxy-buffering", "off".to_owned()),
-            (
-                "nginx.ingress.kubernetes.io/proxy-read-timeout",
-                seconds.to_string(),
-            ),
-            (
-                "nginx.ingress.kubernetes.io/proxy-send-timeout",
-                seconds.to_string(),
-            ),
+            ("nginx.ingress.kubernetes.io/proxy-read-timeout", seconds.to_string()),
+            ("nginx.ingress.kubernetes.io/proxy-send-timeout", seconds.to_string()),
         ]
     } else if controller == "nginx.org/ingress-controller" {
         vec![
@@ -96,10 +87,7 @@ fn class_annotations(route: &Route) -> BTreeMap<String, String> {
     } else {
         Vec::new()
     };
-    pairs
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 #[cfg(test)]
@@ -131,10 +119,8 @@ mod tests {
         route.host = Some("events.example.com".to_owned());
         route.tls_secret = Some("events-tls".to_owned());
         route.controller = Some("projectcontour.io/ingress-controller".to_owned());
-        route.annotations = BTreeMap::from([(
-            "projectcontour.io/response-timeout".to_owned(),
-            "infinity".to_owned(),
-        )]);
+        route.annotations =
+            BTreeMap::from([("projectcontour.io/response-timeout".to_owned(), "infinity".to_owned())]);
         insta::assert_yaml_snapshot!(build_ingress(&cluster, &route));
     }
 }

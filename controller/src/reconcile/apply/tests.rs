@@ -10,7 +10,7 @@ use crate::{
     build::fixture::{defaults, object, referenced, simple_cluster},
     cache::Cache,
     client::LeaderClient,
-    cluster::GeneratedData,
+    cluster::{GeneratedData, InstanceCount},
     fake_api::{FakeApi, Fault},
     leader::LeaseGuard,
     reconcile::{build::build, dereference::SecretState, validate::validate},
@@ -21,10 +21,7 @@ const SERVICE: &str = "/api/v1/namespaces/simple-namespace/services/simple-clust
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/simple-namespace/deployments/simple-cluster-backend";
 
 fn key() -> ClusterKey {
-    ClusterKey {
-        namespace: "simple-namespace".to_owned(),
-        name: "simple-cluster".to_owned(),
-    }
+    ClusterKey { namespace: "simple-namespace".to_owned(), name: "simple-cluster".to_owned() }
 }
 
 fn context(api: &FakeApi, guard: LeaseGuard) -> Context {
@@ -39,22 +36,25 @@ fn context(api: &FakeApi, guard: LeaseGuard) -> Context {
     )
 }
 
+fn count(instances: i32) -> Count {
+    Count { instances: InstanceCount::new(instances).unwrap(), removing: Vec::new() }
+}
+
 fn prepared(instances: i32) -> Prepared {
-    build(&simple_cluster(), InstanceCount::new(instances).unwrap())
+    build(&simple_cluster(), count(instances))
 }
 
 /// The cluster with a Redis password that is still to be made.
 fn prepared_with_a_new_password() -> Prepared {
     let mut referenced = referenced();
-    referenced.redis_auth = SecretState::Drawn(GeneratedData::new(
-        [("password".to_owned(), "fresh".to_owned())].into(),
-    ));
+    referenced.redis_auth =
+        SecretState::Drawn(GeneratedData::new([("password".to_owned(), "fresh".to_owned())].into()));
     let cluster = validate(&object("instances: 3"), &referenced, &defaults()).unwrap();
-    build(&cluster, InstanceCount::new(3).unwrap())
+    build(&cluster, count(3))
 }
 
 async fn applied(context: &Context, prepared: Prepared) -> Applied {
-    apply(context, &key(), prepared).await.unwrap()
+    Box::pin(apply(context, &key(), prepared)).await.unwrap()
 }
 
 #[tokio::test]
@@ -72,9 +72,7 @@ async fn the_second_pass_sends_nothing_and_a_new_leader_only_reads() {
     applied(&next, prepared(3)).await;
     let writes = api.take_writes();
     assert!(
-        writes
-            .iter()
-            .all(|write| write.path == DEPLOYMENT && write.query.contains("scale")),
+        writes.iter().all(|write| write.path == DEPLOYMENT && write.query.contains("scale")),
         "{writes:?}"
     );
 }
@@ -96,7 +94,7 @@ async fn a_version_that_moves_without_a_change_causes_no_storm() {
 async fn without_the_lease_nothing_is_written() {
     let api = FakeApi::start().await;
     let context = context(&api, LeaseGuard::default());
-    let error = apply(&context, &key(), prepared(3)).await.unwrap_err();
+    let error = Box::pin(apply(&context, &key(), prepared(3))).await.unwrap_err();
     assert!(matches!(error, ClientError::NotLeader));
     assert_eq!(api.take_writes(), []);
 }
@@ -105,22 +103,13 @@ async fn without_the_lease_nothing_is_written() {
 async fn a_refused_object_is_named_and_does_not_stop_the_others() {
     let api = FakeApi::start().await;
     let quota = "services \"x\" is forbidden: exceeded quota: small";
-    api.fail(
-        Method::PATCH,
-        "/services/simple-cluster-backend",
-        1,
-        Fault::Refuse(403, quota),
-    );
+    api.fail(Method::PATCH, "/services/simple-cluster-backend", 1, Fault::Refuse(403, quota));
     let context = context(&api, LeaseGuard::open());
     let report = applied(&context, prepared(3)).await;
     assert_eq!(report.failures.len(), 1);
     let trouble = report.failures[0].trouble.as_ref().unwrap();
     assert_eq!(trouble.reason, "QuotaExceeded");
-    assert!(
-        trouble.message.contains("Service simple-cluster-backend"),
-        "{}",
-        trouble.message
-    );
+    assert!(trouble.message.contains("Service simple-cluster-backend"), "{}", trouble.message);
     assert!(api.object(DEPLOYMENT).is_some());
     assert!(api.object(SERVICE).is_none());
     // It is tried again, and alone.
@@ -132,12 +121,7 @@ async fn a_refused_object_is_named_and_does_not_stop_the_others() {
 #[tokio::test]
 async fn a_passing_error_is_retried_without_alarming_anybody() {
     let api = FakeApi::start().await;
-    api.fail(
-        Method::PATCH,
-        "/configmaps/simple-cluster-redis",
-        1,
-        Fault::Refuse(500, "etcd is busy"),
-    );
+    api.fail(Method::PATCH, "/configmaps/simple-cluster-redis", 1, Fault::Refuse(500, "etcd is busy"));
     let context = context(&api, LeaseGuard::open());
     let report = applied(&context, prepared(3)).await;
     assert_eq!(report.failures.len(), 1);
@@ -153,9 +137,7 @@ async fn a_field_that_somebody_took_is_taken_back() {
         SERVICE,
         &json!({"spec": {"sessionAffinity": "ClientIP"}, "metadata": {"labels": {"mine": "yes"}}}),
     );
-    context
-        .cache
-        .doubt(&key(), Kind::Service, "simple-cluster-backend");
+    context.cache.doubt(&key(), Kind::Service, "simple-cluster-backend");
     api.fail(
         Method::PATCH,
         "/services/simple-cluster-backend",
@@ -169,17 +151,8 @@ async fn a_field_that_somebody_took_is_taken_back() {
     assert!(!writes[0].query.contains("force=true") && writes[1].query.contains("force=true"));
     let service = api.object(SERVICE).unwrap();
     assert_eq!(service["spec"]["sessionAffinity"], "None");
-    assert_eq!(
-        service["metadata"]["labels"]["mine"], "yes",
-        "what others add stays"
-    );
-    assert!(
-        context
-            .metrics
-            .render()
-            .unwrap()
-            .contains("drift_corrected_total{kind=\"Service\"} 1")
-    );
+    assert_eq!(service["metadata"]["labels"]["mine"], "yes", "what others add stays");
+    assert!(context.metrics.render().unwrap().contains("drift_corrected_total{kind=\"Service\"} 1"));
 }
 
 #[tokio::test]
@@ -221,9 +194,6 @@ async fn an_answer_that_never_comes_ends_at_its_deadline() {
     let api = FakeApi::start().await;
     api.fail(Method::GET, "/services/simple-cluster-backend", 1, Fault::Hang);
     let context = context(&api, LeaseGuard::open());
-    let read = context
-        .client
-        .get(Kind::Service, "simple-namespace", "simple-cluster-backend")
-        .await;
+    let read = context.client.get(Kind::Service, "simple-namespace", "simple-cluster-backend").await;
     assert!(matches!(read, Err(ClientError::Deadline)));
 }

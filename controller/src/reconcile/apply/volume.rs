@@ -75,10 +75,7 @@ impl Pass<'_> {
         );
         let uid = live.metadata.uid.clone().unwrap_or_default();
         let namespace = &self.identity.namespace;
-        self.context
-            .client
-            .delete(wish.kind, namespace, &wish.name, &uid, PropagationPolicy::Orphan)
-            .await?;
+        self.context.client.delete(wish.kind, namespace, &wish.name, &uid, PropagationPolicy::Orphan).await?;
         Ok(Outcome::Waiting)
     }
 

@@ -25,11 +25,7 @@ impl Wish {
     pub(super) fn new(kind: Kind, object: &impl Serialize) -> Result<Self, ClientError> {
         let mut body = serde_json::to_value(object)?;
         let fingerprint = fingerprint::of_value(&body);
-        let name = body
-            .pointer("/metadata/name")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned();
+        let name = body.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
         // With it on the object, a field that the wish no longer has is a difference too, and is removed.
         if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) {
             let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
@@ -37,20 +33,12 @@ impl Wish {
                 annotations.insert(names::APPLIED.to_owned(), json!(fingerprint));
             }
         }
-        Ok(Self {
-            kind,
-            name,
-            body,
-            fingerprint,
-        })
+        Ok(Self { kind, name, body, fingerprint })
     }
 
     /// Whether a live object was last applied with exactly this wish, so that differences are drift.
     pub(super) fn was_applied_to(&self, live: &DynamicObject) -> bool {
-        live.metadata
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(names::APPLIED))
+        live.metadata.annotations.as_ref().and_then(|annotations| annotations.get(names::APPLIED))
             == Some(&self.fingerprint)
     }
 }
@@ -93,10 +81,9 @@ pub(super) fn explain(object: &str, error: &ApplyError) -> Option<Trouble> {
             "ForbiddenByPolicy",
             format!("{object} was refused: {detail}; allow it in the namespace's policy"),
         )),
-        422 => Some(Trouble::new(
-            "Rejected",
-            format!("{object} is not accepted: {detail}; correct the spec"),
-        )),
+        422 => {
+            Some(Trouble::new("Rejected", format!("{object} is not accepted: {detail}; correct the spec")))
+        }
         _ => None,
     }
 }

@@ -34,12 +34,15 @@ impl<'a> Board<'a> {
     }
 
     pub(super) fn was(&self, type_: &str, status: &str) -> bool {
-        self.previous
-            .iter()
-            .any(|condition| condition.type_ == type_ && condition.status == status)
+        self.previous.iter().any(|condition| condition.type_ == type_ && condition.status == status)
     }
 
-    pub(super) fn set(&mut self, type_: &str, (holds, reason, message): (bool, &str, &str), telling: Telling) {
+    pub(super) fn set(
+        &mut self,
+        type_: &str,
+        (holds, reason, message): (bool, &str, &str),
+        telling: Telling,
+    ) {
         self.set_status(type_, (Some(holds), reason, message), telling);
     }
 
@@ -55,10 +58,9 @@ impl<'a> Board<'a> {
             None => "Unknown",
         };
         let before = self.previous.iter().find(|condition| condition.type_ == type_);
-        let since = before.filter(|condition| condition.status == status).map_or_else(
-            || Time(self.now),
-            |condition| condition.last_transition_time.clone(),
-        );
+        let since = before
+            .filter(|condition| condition.status == status)
+            .map_or_else(|| Time(self.now), |condition| condition.last_transition_time.clone());
         let changed = before.is_none_or(|before| before.status != status || before.reason != reason);
         if changed && telling != Telling::Quiet {
             self.transitions.push(Transition {

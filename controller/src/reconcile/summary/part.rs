@@ -26,11 +26,7 @@ pub(super) enum Part {
 
 impl Part {
     fn ready(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::Ready {
-            reason,
-            message: message.into(),
-            changing: false,
-        }
+        Self::Ready { reason, message: message.into(), changing: false }
     }
 
     pub(super) const fn is_ready(&self) -> bool {
@@ -48,10 +44,7 @@ impl Part {
 /// The Redis.
 pub(super) fn redis_part(findings: &Findings) -> Part {
     if findings.cluster.spec.redis.type_ == RedisType::None {
-        return Part::ready(
-            "Disabled",
-            "spec.redis.type is None: tokens live in the instance's memory",
-        );
+        return Part::ready("Disabled", "spec.redis.type is None: tokens live in the instance's memory");
     }
     let Some(set) = &findings.inspected.stateful_set else {
         return Part::Starting(Trouble::new(
@@ -108,29 +101,18 @@ pub(super) fn backend_part(findings: &Findings) -> Part {
         let (reason, message) = match (desired, rolled_out) {
             (0, true) => ("Stopped", "spec.instances is 0: no instance runs".to_owned()),
             (_, true) => ("InstancesServe", count),
-            (_, false) if deployment.updated >= deployment.replicas && deployment.replicas > desired => (
-                "ScalingIn",
-                format!("{} instances serve, on the way to {desired}", deployment.ready),
-            ),
+            (_, false) if deployment.updated >= deployment.replicas && deployment.replicas > desired => {
+                ("ScalingIn", format!("{} instances serve, on the way to {desired}", deployment.ready))
+            }
             (_, false) => (
                 "RollingOut",
-                format!(
-                    "{count}; {} of {desired} run the latest template",
-                    deployment.updated
-                ),
+                format!("{count}; {} of {desired} run the latest template", deployment.updated),
             ),
         };
-        return Part::Ready {
-            reason,
-            message,
-            changing: !rolled_out,
-        };
+        return Part::Ready { reason, message, changing: !rolled_out };
     }
     if let Some(trouble) = trouble {
-        return Part::Broken(Trouble::new(
-            trouble.reason,
-            format!("{count}: {}", trouble.message),
-        ));
+        return Part::Broken(Trouble::new(trouble.reason, format!("{count}: {}", trouble.message)));
     }
     if deployment.stuck {
         return Part::Broken(Trouble::new(
@@ -157,10 +139,7 @@ pub(super) fn backend_part(findings: &Findings) -> Part {
 pub(super) fn route_part(findings: &Findings) -> Part {
     let spec = &findings.cluster.spec.load_balancer;
     if spec.type_ == LoadBalancerType::None {
-        return Part::ready(
-            "Disabled",
-            "spec.loadBalancer.type is None: clients use the Service",
-        );
+        return Part::ready("Disabled", "spec.loadBalancer.type is None: clients use the Service");
     }
     match &findings.referenced.class {
         ClassKnowledge::Missing { name } => {
@@ -192,9 +171,7 @@ pub(super) fn route_part(findings: &Findings) -> Part {
     if let Some(address) = &ingress.address {
         return Part::ready("RouteServes", format!("the route is served at {address}"));
     }
-    let age = ingress
-        .created
-        .map_or(0, |created| findings.now.duration_since(created).as_secs());
+    let age = ingress.created.map_or(0, |created| findings.now.duration_since(created).as_secs());
     if age < ADDRESS_PATIENCE_SECONDS {
         return Part::Starting(Trouble::new("RouteStarting", "the Ingress has no address yet"));
     }

@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     build::fixture::{object, referenced},
     facts::{DeploymentFacts, IngressFacts, StatefulSetFacts},
+    reconcile::dereference::ClassKnowledge,
 };
 
 fn now() -> Timestamp {
@@ -33,10 +34,7 @@ fn healthy() -> Inspected {
             replicas: 1,
             updating: false,
         }),
-        ingress: Some(IngressFacts {
-            address: Some("192.0.2.1".to_owned()),
-            created: Some(now()),
-        }),
+        ingress: Some(IngressFacts { address: Some("192.0.2.1".to_owned()), created: Some(now()) }),
         backend_trouble: None,
         redis_trouble: None,
     }
@@ -98,12 +96,7 @@ impl World {
 }
 
 fn condition<'a>(summary: &'a Summary, type_: &str) -> (&'a str, &'a str) {
-    let condition = summary
-        .status
-        .conditions
-        .iter()
-        .find(|condition| condition.type_ == type_)
-        .unwrap();
+    let condition = summary.status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
     (&condition.status, &condition.reason)
 }
 
@@ -177,24 +170,14 @@ fn a_redis_that_starts_for_the_first_time_is_not_degraded() {
     assert_eq!(condition(&summary, "RedisReady"), ("False", "RedisStarting"));
     assert_eq!(condition(&summary, "Degraded"), ("False", "NothingWrong"));
     assert_eq!(condition(&summary, "Progressing"), ("True", "RedisStarting"));
-    assert_eq!(
-        summary
-            .transitions
-            .iter()
-            .filter(|transition| transition.warning)
-            .count(),
-        0
-    );
+    assert_eq!(summary.transitions.iter().filter(|transition| transition.warning).count(), 0);
 }
 
 #[test]
 fn a_lost_instance_degrades_and_a_wanted_one_progresses() {
     let mut lost = World::settled();
     lost.deployment().ready = 2;
-    assert_eq!(
-        condition(&lost.look(), "BackendReady"),
-        ("False", "InstancesLost")
-    );
+    assert_eq!(condition(&lost.look(), "BackendReady"), ("False", "InstancesLost"));
     assert_eq!(lost.look().status.phase, Some(Phase::Degraded));
 
     let mut wanted = World::settled();
@@ -204,10 +187,7 @@ fn a_lost_instance_degrades_and_a_wanted_one_progresses() {
     wanted.deployment().replicas = 4;
     wanted.deployment().updated = 4;
     let summary = wanted.look();
-    assert_eq!(
-        condition(&summary, "BackendReady"),
-        ("False", "InstancesStarting")
-    );
+    assert_eq!(condition(&summary, "BackendReady"), ("False", "InstancesStarting"));
     assert_eq!(condition(&summary, "Degraded").0, "False");
     assert_eq!(summary.status.phase, Some(Phase::Progressing));
     assert_eq!(summary.status.desired_instances, 4);
@@ -274,12 +254,7 @@ fn a_class_that_nobody_serves_is_named(
     world.inspected.ingress.as_mut().unwrap().address = None;
     let summary = world.look();
     assert_eq!(condition(&summary, "LoadBalancerReady"), ("False", reason));
-    assert!(
-        summary
-            .transitions
-            .iter()
-            .any(|transition| transition.message.contains(says))
-    );
+    assert!(summary.transitions.iter().any(|transition| transition.message.contains(says)));
 }
 
 #[rstest]
@@ -294,19 +269,10 @@ fn a_route_without_an_address_is_told_after_half_a_minute(#[case] seconds: i64, 
 
 #[rstest]
 #[case("{}", Some("http://192.0.2.1"))]
-#[case(
-    "{loadBalancer: {host: events.example.com}}",
-    Some("http://events.example.com")
-)]
-#[case(
-    "{loadBalancer: {host: events.example.com, tlsSecretName: t}}",
-    Some("https://events.example.com")
-)]
+#[case("{loadBalancer: {host: events.example.com}}", Some("http://events.example.com"))]
+#[case("{loadBalancer: {host: events.example.com, tlsSecretName: t}}", Some("https://events.example.com"))]
 #[case("{loadBalancer: {host: '*.example.com'}}", Some("http://192.0.2.1"))]
-#[case(
-    "{loadBalancer: {type: None}}",
-    Some("http://simple-cluster-backend.simple-namespace.svc:8001")
-)]
+#[case("{loadBalancer: {type: None}}", Some("http://simple-cluster-backend.simple-namespace.svc:8001"))]
 fn the_endpoint_is_where_clients_connect(#[case] spec: &str, #[case] expected: Option<&str>) {
     let mut world = World::healthy();
     world.cluster = object(spec);
@@ -331,10 +297,7 @@ fn pausing_is_told_once_and_so_is_its_end() {
 fn no_instance_asked_for_is_ready() {
     let mut world = World::healthy();
     world.cluster.spec.instances = 0;
-    *world.deployment() = DeploymentFacts {
-        observed: true,
-        ..DeploymentFacts::default()
-    };
+    *world.deployment() = DeploymentFacts { observed: true, ..DeploymentFacts::default() };
     let summary = world.look();
     assert_eq!(condition(&summary, "BackendReady"), ("True", "Stopped"));
     assert_eq!(summary.status.phase, Some(Phase::Ready));

@@ -18,11 +18,7 @@ fn an_empty_spec_is_a_complete_cluster() {
 #[case("{instances: 1001}", "InvalidSpec", "spec.instances")]
 #[case("{instances: 2, redis: {type: None}}", "InvalidSpec", "spec.redis.type None")]
 #[case("{redis: {storage: {size: 0Gi}}}", "InvalidSpec", "spec.redis.storage.size")]
-#[case(
-    "{backend: {resources: {limits: {cpu: lots}}}}",
-    "InvalidSpec",
-    "spec.backend.resources"
-)]
+#[case("{backend: {resources: {limits: {cpu: lots}}}}", "InvalidSpec", "spec.backend.resources")]
 #[case(
     "{redis: {resources: {requests: {memory: 1Gi}, limits: {memory: 512Mi}}}}",
     "InvalidSpec",
@@ -45,10 +41,7 @@ fn a_missing_secret_is_named_with_its_field() {
     let object = object("{redis: {auth: {secretName: redis-pass}}}");
     let error = validate(&object, &referenced, &defaults()).unwrap_err();
     assert_eq!(error.reason(), "SecretMissing");
-    assert!(
-        error.to_string().contains("simple-namespace/redis-pass"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("simple-namespace/redis-pass"), "{error}");
     assert!(error.to_string().contains("spec.redis.auth"), "{error}");
 }
 
@@ -56,11 +49,7 @@ fn a_missing_secret_is_named_with_its_field() {
 #[case(&[("passwort", "x")], "SecretKeyMissing", "no key `password`")]
 #[case(&[("password", "")], "SecretKeyMissing", "no key `password`")]
 #[case(&[("password", "two words")], "SecretValueInvalid", "choose another password")]
-fn an_unusable_password_is_named(
-    #[case] values: &[(&str, &str)],
-    #[case] reason: &str,
-    #[case] says: &str,
-) {
+fn an_unusable_password_is_named(#[case] values: &[(&str, &str)], #[case] reason: &str, #[case] says: &str) {
     let mut referenced = referenced();
     referenced.redis_auth = SecretState::Found(SecretFacts::of(values));
     let error = validate(&object("{}"), &referenced, &defaults()).unwrap_err();
@@ -82,10 +71,8 @@ fn a_new_password_changes_the_fingerprint_and_a_new_principal_does_not_show() {
     let before = simple_cluster();
     let mut referenced = referenced();
     referenced.principals = SecretState::Found(SecretFacts::of(&[("principal", "rotated")]));
-    referenced.signing_key = SecretState::Found(SecretFacts::of(&[
-        ("current", "rotated"),
-        ("control-token", "rotated"),
-    ]));
+    referenced.signing_key =
+        SecretState::Found(SecretFacts::of(&[("current", "rotated"), ("control-token", "rotated")]));
     let hot = validate(&object("instances: 3"), &referenced, &defaults()).unwrap();
     assert_eq!(before, hot);
     referenced.redis_auth = SecretState::Found(SecretFacts::of(&[("password", "rotated")]));

@@ -11,19 +11,11 @@ use crate::scale::observation::{Mark, Observed, Reading};
 const NOW: Moment = Moment(1_000_000);
 
 fn known(streams: u64) -> Observed<Reading> {
-    Observed::Known {
-        value: Reading {
-            streams,
-            issuances_per_second: Some(0),
-            draining: false,
-        },
-    }
+    Observed::Known { value: Reading { streams, issuances_per_second: Some(0), draining: false } }
 }
 
 fn missing(reason: &str) -> Observed<Reading> {
-    Observed::Missing {
-        reason: reason.into(),
-    }
+    Observed::Missing { reason: reason.into() }
 }
 
 fn ready(name: &str, streams: u64) -> Instance {
@@ -40,37 +32,21 @@ fn ready(name: &str, streams: u64) -> Instance {
 }
 
 fn starting(name: &str) -> Instance {
-    Instance {
-        ready: false,
-        load: missing("not started"),
-        ..ready(name, 0)
-    }
+    Instance { ready: false, load: missing("not started"), ..ready(name, 0) }
 }
 
 fn draining(name: &str, streams: u64, deadline: Moment) -> Instance {
     let mut instance = ready(name, streams);
     instance.ready = false;
-    instance.mark = Some(Mark {
-        since: Moment(900_000),
-        deadline,
-    });
-    instance.load = Observed::Known {
-        value: Reading {
-            streams,
-            issuances_per_second: Some(0),
-            draining: true,
-        },
-    };
+    instance.mark = Some(Mark { since: Moment(900_000), deadline });
+    instance.load =
+        Observed::Known { value: Reading { streams, issuances_per_second: Some(0), draining: true } };
     instance
 }
 
 fn observed(instances: Vec<Instance>) -> Observation {
     let replicas = instances.iter().filter(|instance| !instance.terminating).count();
-    Observation {
-        replicas: replicas.try_into().unwrap(),
-        instances,
-        ..Observation::default()
-    }
+    Observation { replicas: replicas.try_into().unwrap(), instances, ..Observation::default() }
 }
 
 /// A history in which the load has asked for `instances` for an hour.
@@ -87,10 +63,7 @@ fn look(observation: &Observation, history: &History) -> Decision {
 }
 
 fn replicas(to: u32) -> Vec<Action> {
-    vec![Action::SetReplicas {
-        to,
-        removing: Vec::new(),
-    }]
+    vec![Action::SetReplicas { to, removing: Vec::new() }]
 }
 
 #[rstest]
@@ -101,11 +74,7 @@ fn replicas(to: u32) -> Vec<Action> {
 fn one_instance_scales_out_to_what_the_scaling_guide_says(#[case] clients: u64, #[case] instances: u32) {
     let decision = look(&observed(vec![ready("a", clients)]), &History::default());
     assert_eq!(decision.desired, instances);
-    let actions = if instances == 1 {
-        vec![]
-    } else {
-        replicas(instances)
-    };
+    let actions = if instances == 1 { vec![] } else { replicas(instances) };
     assert_eq!(decision.actions, actions);
 }
 
@@ -116,32 +85,16 @@ fn one_instance_scales_out_to_what_the_scaling_guide_says(#[case] clients: u64, 
 #[case(2851, 4)]
 fn issuances_count_like_clients(#[case] rate: u64, #[case] instances: u32) {
     let mut only = ready("a", 1);
-    only.load = Observed::Known {
-        value: Reading {
-            streams: 1,
-            issuances_per_second: Some(rate),
-            draining: false,
-        },
-    };
-    assert_eq!(
-        look(&observed(vec![only]), &History::default()).desired,
-        instances
-    );
+    only.load =
+        Observed::Known { value: Reading { streams: 1, issuances_per_second: Some(rate), draining: false } };
+    assert_eq!(look(&observed(vec![only]), &History::default()).desired, instances);
 }
 
 #[test]
 fn the_message_tells_the_story() {
-    let world = observed(vec![
-        ready("a", 500),
-        ready("b", 500),
-        ready("c", 432),
-        starting("d"),
-    ]);
+    let world = observed(vec![ready("a", 500), ready("b", 500), ready("c", 432), starting("d")]);
     let decision = look(&world, &History::default());
-    assert_eq!(
-        decision.message,
-        "1,432 clients need 4 instances (475 each); 3 ready, 1 starting"
-    );
+    assert_eq!(decision.message, "1,432 clients need 4 instances (475 each); 3 ready, 1 starting");
     assert_eq!(decision.reason, Reason::Steady);
     assert_eq!(decision.desired, 4, "capacity on its way counts");
 }
@@ -150,64 +103,31 @@ fn the_message_tells_the_story() {
 fn terminating_instances_are_no_capacity_but_their_clients_are_load() {
     let mut going = ready("c", 400);
     going.terminating = true;
-    let decision = look(
-        &observed(vec![ready("a", 500), ready("b", 450), going]),
-        &History::default(),
-    );
+    let decision = look(&observed(vec![ready("a", 500), ready("b", 450), going]), &History::default());
     assert_eq!((decision.load.clients, decision.desired), (1350, 3));
 }
 
 #[test]
 fn an_expected_load_is_a_floor_and_the_maximum_a_ceiling_that_says_so() {
-    let expected = Load {
-        clients: 1400,
-        issuances_per_second: 0,
-    };
-    let policy = Policy {
-        target: Target::Load {
-            min: 1,
-            max: 10,
-            expected,
-        },
-        ..Policy::default()
-    };
+    let expected = Load { clients: 1400, issuances_per_second: 0 };
+    let policy = Policy { target: Target::Load { min: 1, max: 10, expected }, ..Policy::default() };
     let world = observed(vec![ready("a", 3)]);
     assert_eq!(decide(&policy, &world, &History::default(), NOW).desired, 3);
 
-    let policy = Policy {
-        target: Target::Load {
-            min: 1,
-            max: 2,
-            expected,
-        },
-        ..Policy::default()
-    };
+    let policy = Policy { target: Target::Load { min: 1, max: 2, expected }, ..Policy::default() };
     let decision = decide(&policy, &world, &History::default(), NOW);
     assert!(decision.limited());
     assert_eq!(decision.desired, 2);
-    assert!(
-        decision.message.contains("maxInstances allows 2: raise it to 3"),
-        "{}",
-        decision.message
-    );
+    assert!(decision.message.contains("maxInstances allows 2: raise it to 3"), "{}", decision.message);
 }
 
 #[test]
 fn a_lower_need_waits_for_its_window_and_then_drains_the_emptiest() {
-    let world = observed(vec![
-        ready("a", 200),
-        ready("b", 100),
-        ready("c", 150),
-        ready("d", 150),
-    ]);
+    let world = observed(vec![ready("a", 200), ready("b", 100), ready("c", 150), ready("d", 150)]);
     let decision = look(&world, &steady(4));
     assert_eq!((decision.reason, decision.desired), (Reason::Stabilizing, 4));
     let young = look(&world, &History::default());
-    assert_eq!(
-        (young.reason, young.desired),
-        (Reason::Stabilizing, 4),
-        "a new leader waits a whole window"
-    );
+    assert_eq!((young.reason, young.desired), (Reason::Stabilizing, 4), "a new leader waits a whole window");
 
     let decision = look(&world, &steady(2));
     assert_eq!((decision.reason, decision.desired), (Reason::Draining, 2));
@@ -216,14 +136,8 @@ fn a_lower_need_waits_for_its_window_and_then_drains_the_emptiest() {
     assert_eq!(
         decision.actions,
         [
-            Action::Mark {
-                name: "b".into(),
-                mark
-            },
-            Action::Mark {
-                name: "c".into(),
-                mark
-            },
+            Action::Mark { name: "b".into(), mark },
+            Action::Mark { name: "c".into(), mark },
             Action::Drain { name: "b".into() },
             Action::Drain { name: "c".into() },
         ]
@@ -245,20 +159,10 @@ fn a_lower_need_waits_for_its_window_and_then_drains_the_emptiest() {
     world.instances.push(going);
 }, BlockerKind::InstancesTerminating)]
 fn nothing_is_removed_while(#[case] disturb: fn(&mut Observation), #[case] blocker: BlockerKind) {
-    let mut world = observed(vec![
-        ready("a", 10),
-        ready("b", 10),
-        ready("c", 10),
-        ready("d", 10),
-    ]);
+    let mut world = observed(vec![ready("a", 10), ready("b", 10), ready("c", 10), ready("d", 10)]);
     disturb(&mut world);
     let decision = look(&world, &steady(1));
-    assert_eq!(
-        (decision.reason, decision.desired),
-        (Reason::ScaleInBlocked, 4),
-        "{}",
-        decision.message
-    );
+    assert_eq!((decision.reason, decision.desired), (Reason::ScaleInBlocked, 4), "{}", decision.message);
     assert_eq!(decision.blocked_by[0].kind, blocker);
     assert_eq!(decision.actions, []);
 }
@@ -269,10 +173,7 @@ fn instances_that_never_ran_are_given_up_without_touching_those_that_serve() {
     stuck.pending = true;
     let mut world = observed(vec![ready("a", 10), ready("b", 10), ready("c", 10), stuck]);
     let decision = look(&world, &steady(1));
-    assert_eq!(
-        (decision.reason, decision.actions),
-        (Reason::ScaleIn, replicas(3))
-    );
+    assert_eq!((decision.reason, decision.actions), (Reason::ScaleIn, replicas(3)));
     world.instances[0].load = missing("timeout");
     assert_eq!(look(&world, &steady(1)).actions, [], "not on missing data");
 }
@@ -292,12 +193,7 @@ fn a_missing_metric_never_counts_as_zero_but_lets_a_scale_out_pass() {
         history.remember(
             &Policy::default(),
             &world,
-            &Decision {
-                at,
-                wanted: 1,
-                desired: 4,
-                ..decision.clone()
-            },
+            &Decision { at, wanted: 1, desired: 4, ..decision.clone() },
         );
     }
     assert_eq!(
@@ -310,73 +206,36 @@ fn a_missing_metric_never_counts_as_zero_but_lets_a_scale_out_pass() {
 #[test]
 fn replicas_are_lowered_when_all_are_empty_or_the_deadline_has_passed() {
     let later = NOW.plus_seconds(5);
-    let world = observed(vec![
-        ready("a", 300),
-        draining("b", 0, later),
-        draining("c", 4, later),
-    ]);
+    let world = observed(vec![ready("a", 300), draining("b", 0, later), draining("c", 4, later)]);
     let waiting = look(&world, &steady(1));
     assert_eq!((waiting.reason, waiting.actions.len()), (Reason::Draining, 0));
 
-    let empty = observed(vec![
-        ready("a", 300),
-        draining("b", 0, later),
-        draining("c", 0, later),
-    ]);
-    let removing = ["b", "c"]
-        .map(|name| Removal {
-            name: name.into(),
-            since: Moment(900_000),
-        })
-        .to_vec();
+    let empty = observed(vec![ready("a", 300), draining("b", 0, later), draining("c", 0, later)]);
+    let removing = ["b", "c"].map(|name| Removal { name: name.into(), since: Moment(900_000) }).to_vec();
     let lowered = look(&empty, &steady(1));
     assert_eq!((lowered.reason, lowered.desired), (Reason::ScaleIn, 1));
-    assert_eq!(
-        lowered.actions,
-        [Action::SetReplicas {
-            to: 1,
-            removing: removing.clone()
-        }]
-    );
+    assert_eq!(lowered.actions, [Action::SetReplicas { to: 1, removing: removing.clone() }]);
 
-    let overdue = observed(vec![
-        ready("a", 300),
-        draining("b", 0, NOW),
-        draining("c", 4, NOW),
-    ]);
-    assert_eq!(
-        look(&overdue, &steady(1)).actions,
-        [Action::SetReplicas { to: 1, removing }]
-    );
+    let overdue = observed(vec![ready("a", 300), draining("b", 0, NOW), draining("c", 4, NOW)]);
+    assert_eq!(look(&overdue, &steady(1)).actions, [Action::SetReplicas { to: 1, removing }]);
 }
 
 #[test]
 fn a_drain_that_was_not_heard_is_told_again() {
     let mut world = observed(vec![ready("a", 300), draining("b", 4, NOW.plus_seconds(5))]);
     world.instances[1].load = known(4);
-    assert_eq!(
-        look(&world, &steady(1)).actions,
-        [Action::Drain { name: "b".into() }]
-    );
+    assert_eq!(look(&world, &steady(1)).actions, [Action::Drain { name: "b".into() }]);
 }
 
 #[test]
 fn a_load_that_returns_takes_back_as_many_as_it_needs_fullest_first() {
     let later = NOW.plus_seconds(5);
-    let world = observed(vec![
-        ready("a", 600),
-        draining("b", 10, later),
-        draining("c", 40, later),
-    ]);
+    let world = observed(vec![ready("a", 600), draining("b", 10, later), draining("c", 40, later)]);
     let decision = look(&world, &steady(1));
     assert_eq!((decision.reason, decision.desired), (Reason::DrainCancelled, 2));
     assert_eq!(decision.actions, [Action::Cancel { name: "c".into() }]);
 
-    let flood = observed(vec![
-        ready("a", 3000),
-        draining("b", 10, later),
-        draining("c", 40, later),
-    ]);
+    let flood = observed(vec![ready("a", 3000), draining("b", 10, later), draining("c", 40, later)]);
     let decision = look(&flood, &steady(1));
     assert_eq!(decision.desired, 7);
     assert_eq!(
@@ -384,21 +243,14 @@ fn a_load_that_returns_takes_back_as_many_as_it_needs_fullest_first() {
         [
             Action::Cancel { name: "c".into() },
             Action::Cancel { name: "b".into() },
-            Action::SetReplicas {
-                to: 7,
-                removing: vec![]
-            }
+            Action::SetReplicas { to: 7, removing: vec![] }
         ]
     );
 }
 
 #[test]
 fn a_drain_is_taken_back_when_a_rollout_begins_or_a_metric_stays_away_until_the_deadline() {
-    let mut world = observed(vec![
-        ready("a", 300),
-        ready("x", 0),
-        draining("b", 0, NOW.plus_seconds(5)),
-    ]);
+    let mut world = observed(vec![ready("a", 300), ready("x", 0), draining("b", 0, NOW.plus_seconds(5))]);
     world.instances[1].load = missing("timeout");
     let held = look(&world, &steady(1));
     assert_eq!(
@@ -407,16 +259,10 @@ fn a_drain_is_taken_back_when_a_rollout_begins_or_a_metric_stays_away_until_the_
         "held, not lowered, on missing data"
     );
     assert_eq!(held.blocked_by[0].kind, BlockerKind::MetricsMissing);
-    world.instances[2].mark = Some(Mark {
-        since: Moment(0),
-        deadline: NOW,
-    });
+    world.instances[2].mark = Some(Mark { since: Moment(0), deadline: NOW });
     let decision = look(&world, &steady(1));
     assert_eq!(decision.reason, Reason::DrainCancelled);
-    assert_eq!(
-        (decision.desired, decision.actions),
-        (3, vec![Action::Cancel { name: "b".into() }])
-    );
+    assert_eq!((decision.desired, decision.actions), (3, vec![Action::Cancel { name: "b".into() }]));
 
     let mut world = observed(vec![ready("a", 300), draining("b", 0, NOW.plus_seconds(5))]);
     world.rollout = true;
@@ -426,32 +272,17 @@ fn a_drain_is_taken_back_when_a_rollout_begins_or_a_metric_stays_away_until_the_
 #[test]
 fn the_wrong_pod_gone_is_reported_and_the_drained_one_serves_again() {
     let mut world = observed(vec![ready("a", 300), draining("b", 0, NOW.plus_seconds(5))]);
-    world.removing = vec![Removal {
-        name: "b".into(),
-        since: Moment(900_000),
-    }];
+    world.removing = vec![Removal { name: "b".into(), since: Moment(900_000) }];
     let decision = look(&world, &steady(1));
-    assert_eq!(
-        (decision.reason, decision.desired),
-        (Reason::WrongInstanceRemoved, 2)
-    );
+    assert_eq!((decision.reason, decision.desired), (Reason::WrongInstanceRemoved, 2));
     assert_eq!(decision.actions, [Action::Cancel { name: "b".into() }]);
-    assert!(
-        decision
-            .message
-            .contains("another instance was removed instead of b"),
-        "{}",
-        decision.message
-    );
+    assert!(decision.message.contains("another instance was removed instead of b"), "{}", decision.message);
 }
 
 #[test]
 fn the_budget_decides_how_many_drain_together() {
     let world = observed((0..6).map(|i| ready(&format!("pod-{i}"), 50)).collect());
-    let narrow = Policy {
-        max_reconnects_per_second: NonZeroU32::new(5),
-        ..Policy::default()
-    };
+    let narrow = Policy { max_reconnects_per_second: NonZeroU32::new(5), ..Policy::default() };
     let decision = decide(&narrow, &world, &steady(1), NOW);
     assert_eq!(
         (decision.desired, decision.victims.len()),
@@ -459,10 +290,7 @@ fn the_budget_decides_how_many_drain_together() {
         "5 a second over 20 s are two times 50 streams"
     );
 
-    let none = Policy {
-        max_reconnects_per_second: NonZeroU32::new(1),
-        ..narrow
-    };
+    let none = Policy { max_reconnects_per_second: NonZeroU32::new(1), ..narrow };
     let decision = decide(&none, &world, &steady(1), NOW);
     assert_eq!(
         (decision.reason, decision.blocked_by[0].kind),
@@ -477,21 +305,12 @@ fn steps_are_limited_in_both_directions() {
         max_scale_in_step: NonZeroU32::new(1),
         ..Policy::default()
     };
-    let out = decide(
-        &policy,
-        &observed(vec![ready("a", 4000)]),
-        &History::default(),
-        NOW,
-    );
+    let out = decide(&policy, &observed(vec![ready("a", 4000)]), &History::default(), NOW);
     assert_eq!(out.desired, 3);
     let world = observed(vec![ready("a", 1), ready("b", 1), ready("c", 1), ready("d", 1)]);
     let decision = decide(&policy, &world, &steady(1), NOW);
     assert_eq!((decision.desired, decision.victims), (3, vec!["a".to_owned()]));
-    let kinds: Vec<_> = decision
-        .steps
-        .iter()
-        .map(|step| (step.step, step.instances))
-        .collect();
+    let kinds: Vec<_> = decision.steps.iter().map(|step| (step.step, step.instances)).collect();
     assert_eq!(
         kinds,
         [
@@ -506,35 +325,20 @@ fn steps_are_limited_in_both_directions() {
 
 #[test]
 fn scale_out_waits_for_its_window_too_where_one_is_set() {
-    let policy = Policy {
-        scale_out_stabilization_seconds: 30,
-        ..Policy::default()
-    };
+    let policy = Policy { scale_out_stabilization_seconds: 30, ..Policy::default() };
     let world = observed(vec![ready("a", 900)]);
-    assert_eq!(
-        decide(&policy, &world, &steady(1), NOW).reason,
-        Reason::Stabilizing
-    );
+    assert_eq!(decide(&policy, &world, &steady(1), NOW).reason, Reason::Stabilizing);
     assert_eq!(decide(&policy, &world, &steady(2), NOW).desired, 2);
 }
 
 #[test]
 fn without_autoscaling_the_spec_counts_and_still_the_emptiest_goes_drained() {
-    let fixed = |instances| Policy {
-        target: Target::Fixed { instances },
-        ..Policy::default()
-    };
+    let fixed = |instances| Policy { target: Target::Fixed { instances }, ..Policy::default() };
     let world = observed(vec![ready("a", 9000), ready("b", 3)]);
     assert_eq!(decide(&fixed(2), &world, &History::default(), NOW).actions, []);
-    assert_eq!(
-        decide(&fixed(5), &world, &History::default(), NOW).actions,
-        replicas(5)
-    );
+    assert_eq!(decide(&fixed(5), &world, &History::default(), NOW).actions, replicas(5));
     assert_eq!(decide(&fixed(1), &world, &History::default(), NOW).victims, ["b"]);
-    assert_eq!(
-        decide(&fixed(0), &world, &History::default(), NOW).actions,
-        replicas(0)
-    );
+    assert_eq!(decide(&fixed(0), &world, &History::default(), NOW).actions, replicas(0));
     let mut blind = world.clone();
     blind.instances[0].load = missing("timeout");
     assert_eq!(
@@ -552,26 +356,13 @@ fn streams_are_levelled_once_the_new_instances_serve() {
     let out = decide(&policy, &full, &history, NOW);
     history.remember(&policy, &full, &out);
     let mut world = observed(vec![ready("a", 960), starting("b"), starting("c")]);
-    assert_eq!(
-        decide(&policy, &world, &history, NOW).actions,
-        [],
-        "not before they serve"
-    );
+    assert_eq!(decide(&policy, &world, &history, NOW).actions, [], "not before they serve");
     world.instances[1] = ready("b", 0);
     world.instances[2] = ready("c", 0);
     let decision = decide(&policy, &world, &history, NOW);
     assert_eq!(decision.reason, Reason::Rebalancing);
-    assert_eq!(
-        decision.actions,
-        [Action::Shed {
-            name: "a".into(),
-            streams: 96
-        }]
-    );
-    let off = Policy {
-        rebalance: false,
-        ..policy
-    };
+    assert_eq!(decision.actions, [Action::Shed { name: "a".into(), streams: 96 }]);
+    let off = Policy { rebalance: false, ..policy };
     assert_eq!(decide(&off, &world, &history, NOW).actions, []);
 }
 
