@@ -296,7 +296,7 @@ async fn schedule(number: u64) -> BTreeMap<Fault, usize> {
         let mut changes = instance.events.mirror().subscribe();
         let read = async {
             while instance.events.mirror().place().is_none() {
-                changes.changed().await.unwrap()
+                changes.changed().await.unwrap();
             }
         };
         timeout(PATIENCE, read).await.expect("the log was read");
