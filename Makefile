@@ -55,13 +55,6 @@ fuzz: ## Fuzz every parser, 30 s each
 simulate: ## Replay the scaling traces in virtual time and check every invariant
 	$(CARGO) run -q --release -p vx11-controller -- simulate
 
-##@ Measure
-.PHONY: bench bench-backend
-bench: ## Measure the operator on the test cluster (docs/benchmarks.md)
-	@tests/bench/run.sh operator
-bench-backend: ## Measure operator-backend against its peers
-	@tests/bench/run.sh backend
-
 ##@ Work on it
 .PHONY: generate clean
 generate: ## Write the files derived from the API types: CRD, the chart's copy, docs/api.md
