@@ -1,5 +1,7 @@
 # shellcheck shell=bash
 # What an engine and a kubelet change on the host and do not change back: kept before, restored after.
+# No "… | grep -q" here: grep stops reading at a match, the writer may die of it, and with pipefail a match then
+# counts as none.
 
 # Settings that dockerd and the kubelets of a kind cluster write, and that reach beyond their containers.
 SETTINGS=(net/ipv4/ip_forward vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops
@@ -47,7 +49,7 @@ restore_host() {
 remove_control_groups() {
   local group
   for group in /sys/fs/cgroup/docker /sys/fs/cgroup/*/docker; do
-    if [ ! -d "$group" ] || find "$group" -name cgroup.procs -exec cat {} + 2>/dev/null | grep -q .; then continue; fi
+    if [ ! -d "$group" ] || [ -n "$(find "$group" -name cgroup.procs -exec cat {} + 2>/dev/null)" ]; then continue; fi
     find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
   done
 }
@@ -56,7 +58,7 @@ remove_control_groups() {
 # of Docker's, a bridge of ours, or a container's traffic to itself; then the chains; then restores the policy.
 # Rules of anybody else are neither touched nor written again.
 remove_rules() {
-  local before=$ENGINE/before/$1 bridges policy
+  local before=$ENGINE/before/$1 bridges policy now
   bridges=$(sort -u "$ENGINE/bridges" 2>/dev/null | paste -sd '|')
   "$1-save" | awk -v ours="DOCKER|${bridges:-DOCKER}" -v before="$before" '
     BEGIN { while ((getline line < before) > 0) {
@@ -72,9 +74,8 @@ remove_rules() {
   ' >"$ENGINE/undo-$1"
   if [ -s "$ENGINE/undo-$1" ]; then "$1-restore" --noflush <"$ENGINE/undo-$1"; fi
   policy=$(sed -n '/^\*filter/,/^COMMIT/s/^:FORWARD \([A-Z]*\).*/\1/p' "$before")
-  if "$1-save" | grep -q '^:FORWARD ' && ! "$1-save" | grep -q "^:FORWARD ${policy:-ACCEPT} "; then
-    "$1" -P FORWARD "${policy:-ACCEPT}"
-  fi
+  now=$("$1-save" | sed -n '/^\*filter/,/^COMMIT/s/^:FORWARD \([A-Z]*\).*/\1/p')
+  if [ -n "$now" ] && [ "$now" != "${policy:-ACCEPT}" ]; then "$1" -P FORWARD "${policy:-ACCEPT}"; fi
 }
 
 # Every table and chain of the kernel's packet filter: "FAMILY TABLE" and "FAMILY TABLE CHAIN" lines, chains first.
@@ -85,15 +86,20 @@ firewall_parts() {
 
 # The tables and hooks that iptables made for Docker: those that were not there before and hold nothing now.
 remove_empty_parts() {
-  local family table chain save
+  local family table chain save held
   firewall_parts | { grep -vxF -f "$ENGINE/before/parts" || true; } | while read -r family table chain; do
     case $family in ip) save=iptables-save ;; ip6) save=ip6tables-save ;; *) continue ;; esac
     case $table in filter | nat | mangle | raw) ;; *) continue ;; esac
     case $chain in
     INPUT | FORWARD | OUTPUT | PREROUTING | POSTROUTING)
-      if ! "$save" -t "$table" | grep -q "^-A $chain "; then nft delete chain "$family" "$table" "$chain" || true; fi
+      # nft deletes a chain with its rules: only one that provably has none.
+      held=$("$save" -t "$table") || continue
+      if ! grep -q "^-A $chain " <<<"$held"; then nft delete chain "$family" "$table" "$chain" || true; fi
       ;;
-    '') if ! nft list table "$family" "$table" | grep -q 'chain '; then nft delete table "$family" "$table"; fi ;;
+    '')
+      held=$(nft list table "$family" "$table" 2>/dev/null) || continue
+      if ! grep -q 'chain ' <<<"$held"; then nft delete table "$family" "$table" || true; fi
+      ;;
     esac
   done
 }
