@@ -15,16 +15,10 @@ async fn publish(sandbox: &Sandbox, principal: &str, numbers: std::ops::Range<u3
         let key = format!("e2e-{number}");
         let body = serde_json::json!({ "data": number }).to_string();
         let headers = [("x-vx11-token", principal), ("idempotency-key", key.as_str())];
-        eventually(
-            &format!("event {number} is accepted"),
-            Duration::from_secs(45),
-            async || {
-                let answer = route
-                    .request(Method::POST, "/operator/api/events", &headers, &body)
-                    .await;
-                answer.is_ok_and(|answer| answer.status == 202).then_some(())
-            },
-        )
+        eventually(&format!("event {number} is accepted"), Duration::from_secs(45), async || {
+            let answer = route.request(Method::POST, "/operator/api/events", &headers, &body).await;
+            answer.is_ok_and(|answer| answer.status == 202).then_some(())
+        })
         .await;
     }
 }
@@ -32,11 +26,9 @@ async fn publish(sandbox: &Sandbox, principal: &str, numbers: std::ops::Range<u3
 /// Waits until a follower has every number up to `end`, each once, in order.
 async fn complete(follower: &Follower, end: u32) {
     let expected: Vec<String> = (0..end).map(|number| number.to_string()).collect();
-    eventually(
-        &format!("a follower has all {end} events"),
-        Duration::from_secs(30),
-        async || (follower.messages().len() >= expected.len()).then_some(()),
-    )
+    eventually(&format!("a follower has all {end} events"), Duration::from_secs(30), async || {
+        (follower.messages().len() >= expected.len()).then_some(())
+    })
     .await;
     assert_eq!(follower.messages(), expected, "every event once, in order");
     assert_eq!(follower.gaps(), 0, "no gap was told");
@@ -45,9 +37,7 @@ async fn complete(follower: &Follower, end: u32) {
 #[tokio::test]
 async fn when_an_instance_is_killed_requests_go_on_and_streams_continue() {
     sandbox("kill", async |sandbox| {
-        sandbox
-            .ready("simple", "{instances: 2, backend: {tokenTtlSeconds: 60}}")
-            .await;
+        sandbox.ready("simple", "{instances: 2, backend: {tokenTtlSeconds: 60}}").await;
         let (route, principal) = (sandbox.ingress("simple"), sandbox.principal("simple").await);
         let token = sandbox.token("simple", &route).await;
         // Several, so that some are on the instance that dies.
@@ -59,26 +49,20 @@ async fn when_an_instance_is_killed_requests_go_on_and_streams_continue() {
         let victim = sandbox.instances("simple").await.remove(0).name;
         let now = DeleteParams::default().grace_period(0);
         sandbox.api::<Pod>().delete(&victim, &now).await.unwrap();
-        publish(sandbox, &principal, 20..60).await;
+        // The kubelet ends the process a moment after the API forgot the pod.
+        let mut published = 20;
+        eventually("a stream comes back from the instance that died", Duration::from_secs(60), async || {
+            publish(sandbox, &principal, published..published + 2).await;
+            published += 2;
+            followers.iter().any(|follower| follower.connections() > 1).then_some(())
+        })
+        .await;
+        publish(sandbox, &principal, published..published + 20).await;
         for follower in &followers {
-            complete(follower, 60).await;
+            complete(follower, published + 20).await;
         }
-        let reconnected = followers
-            .iter()
-            .filter(|follower| follower.connections() > 1)
-            .count();
-        assert!(
-            reconnected > 0,
-            "no stream was on the instance that was killed: the test proved nothing"
-        );
         sandbox.until("simple", "Ready", "True").await;
-        assert_eq!(
-            route
-                .post(TOKEN, &[("x-vx11-token", &principal)], "")
-                .await
-                .status,
-            200
-        );
+        assert_eq!(route.post(TOKEN, &[("x-vx11-token", &principal)], "").await.status, 200);
     })
     .await;
 }
@@ -86,21 +70,14 @@ async fn when_an_instance_is_killed_requests_go_on_and_streams_continue() {
 #[tokio::test]
 async fn a_rollout_loses_no_event_of_any_stream() {
     sandbox("rollout", async |sandbox| {
-        sandbox
-            .ready("simple", "{instances: 2, backend: {stream: {drainSeconds: 3}}}")
-            .await;
+        sandbox.ready("simple", "{instances: 2, backend: {stream: {drainSeconds: 3}}}").await;
         let (route, principal) = (sandbox.ingress("simple"), sandbox.principal("simple").await);
         let token = sandbox.token("simple", &route).await;
         let mut followers = Vec::new();
         for _ in 0..6 {
             followers.push(Follower::start(route.clone(), token.clone()).await);
         }
-        let before = sandbox
-            .instances("simple")
-            .await
-            .into_iter()
-            .map(|i| i.name)
-            .collect::<Vec<_>>();
+        let before = sandbox.instances("simple").await.into_iter().map(|i| i.name).collect::<Vec<_>>();
         sandbox
             .patch(
                 "simple",
@@ -112,9 +89,7 @@ async fn a_rollout_loses_no_event_of_any_stream() {
             publish(sandbox, &principal, published..published + 5).await;
             published += 5;
             let now = sandbox.pods("simple", "backend").await;
-            let old = now
-                .iter()
-                .any(|pod| before.contains(pod.metadata.name.as_ref().unwrap()));
+            let old = now.iter().any(|pod| before.contains(pod.metadata.name.as_ref().unwrap()));
             (!old && now.len() == 2).then_some(())
         })
         .await;
@@ -135,55 +110,31 @@ async fn without_redis_for_30_seconds_no_stream_closes_and_tokens_go_on() {
         let token = sandbox.token("simple", &instances[0].public()).await;
         let mut streams = Vec::new();
         for instance in &instances {
-            let mut stream = EventStream::open(&instance.public(), &format!("?token={token}"), &[])
-                .await
-                .unwrap();
+            let mut stream =
+                EventStream::open(&instance.public(), &format!("?token={token}"), &[]).await.unwrap();
             stream.until("snapshot", Duration::from_secs(5)).await;
             streams.push(stream);
         }
         // Every command waits: a Redis that is there and says nothing.
         let pause = "REDISCLI_AUTH=$(cat /etc/vx11/redis/password) redis-cli CLIENT PAUSE 30000 ALL";
-        kubectl(&[
-            "-n",
-            &sandbox.namespace,
-            "exec",
-            "simple-redis-0",
-            "--",
-            "sh",
-            "-c",
-            pause,
-        ]);
+        kubectl(&["-n", &sandbox.namespace, "exec", "simple-redis-0", "--", "sh", "-c", pause]);
         sandbox.until("simple", "Degraded", "True").await;
-        assert_eq!(
-            sandbox.condition("simple", "RedisReady").await.unwrap().status,
-            "False"
-        );
+        assert_eq!(sandbox.condition("simple", "RedisReady").await.unwrap().status, "False");
         // Issued on one, accepted on the other, while Redis is silent.
         for (here, there) in [(0, 1), (1, 0)] {
-            let answer = instances[here]
-                .public()
-                .post(TOKEN, &[("x-vx11-token", &principal)], "")
-                .await;
+            let answer = instances[here].public().post(TOKEN, &[("x-vx11-token", &principal)], "").await;
             assert_eq!(answer.status, 200, "{}", answer.text);
             let token = answer.json()["sse_token"].as_str().unwrap().to_owned();
-            EventStream::open(&instances[there].public(), &format!("?token={token}"), &[])
-                .await
-                .unwrap();
+            EventStream::open(&instances[there].public(), &format!("?token={token}"), &[]).await.unwrap();
         }
         sandbox.until("simple", "Ready", "True").await;
         // The streams of before are still open: heartbeats went on.
         for stream in &mut streams {
             stream.until("heartbeat", Duration::from_secs(20)).await;
         }
-        sandbox
-            .publish(&principal, &instances[0].public(), "after")
-            .await
-            .unwrap();
+        sandbox.publish(&principal, &instances[0].public(), "after").await.unwrap();
         for stream in &mut streams {
-            assert_eq!(
-                stream.until("message", Duration::from_secs(5)).await.data,
-                "\"after\""
-            );
+            assert_eq!(stream.until("message", Duration::from_secs(5)).await.data, "\"after\"");
         }
     })
     .await;
