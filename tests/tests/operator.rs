@@ -63,6 +63,7 @@ async fn serves(sandbox: &Sandbox) {
 }
 
 #[tokio::test]
+#[ignore = "takes the operator away from everybody else on the test cluster: run it alone, with --ignored"]
 async fn the_next_leader_finishes_what_a_killed_controller_began() {
     let _turn = turn().await;
     sandbox("leader", async |sandbox| {
@@ -90,6 +91,7 @@ async fn the_next_leader_finishes_what_a_killed_controller_began() {
 }
 
 #[tokio::test]
+#[ignore = "takes the operator away from everybody else on the test cluster: run it alone, with --ignored"]
 async fn uninstalling_leaves_clusters_running_and_installing_again_takes_them_over() {
     let _turn = turn().await;
     sandbox("uninstall", async |sandbox| {
@@ -127,6 +129,7 @@ async fn uninstalling_leaves_clusters_running_and_installing_again_takes_them_ov
 }
 
 #[tokio::test]
+#[ignore = "takes the operator away from everybody else on the test cluster: run it alone, with --ignored"]
 async fn an_upgrade_replaces_controllers_and_touches_no_cluster() {
     let _turn = turn().await;
     sandbox("upgrade", async |sandbox| {
