@@ -43,13 +43,13 @@ renew_instances() {
 }
 
 wait_until_ready() {
-  local deadline=$((SECONDS + 180)) line last='' state
+  local deadline=$((SECONDS + 180)) last='' generation observed ready line
   while :; do
-    line=$(field '{.status.readyInstances} of {.spec.instances} instances serve, Redis {.status.redis.state}; {.status.conditions[?(@.type=="Ready")].message}')
+    # One question, so that what is shown is what is decided on.
+    IFS='|' read -r generation observed ready line <<<"$(field '{.metadata.generation}|{.status.observedGeneration}|{.status.conditions[?(@.type=="Ready")].status}|{.status.readyInstances} of {.spec.instances} instances serve, Redis {.status.redis.state}; {.status.conditions[?(@.type=="Ready")].message}')"
     if [ "$line" != "$last" ] && [[ $line = [0-9]* ]]; then step "$line"; fi
     last=$line
-    state=$(field '{.metadata.generation}={.status.observedGeneration} {.status.conditions[?(@.type=="Ready")].status}')
-    if [[ $state =~ ^([0-9]+)=([0-9]+)\ True$ ]] && [ "${BASH_REMATCH[1]}" = "${BASH_REMATCH[2]}" ]; then return; fi
+    if [ "$ready" = True ] && [ "$generation" = "$observed" ]; then return; fi
     [ "$SECONDS" -lt "$deadline" ] || {
       kubectl -n "$NAMESPACE" describe vx11 "$NAME" >&2
       fail "$NAME did not become Ready within 3 minutes: $line"
@@ -207,7 +207,7 @@ cat <<TEXT
   kubectl get vx11 -n $NAMESPACE -o wide
   kubectl describe vx11 $NAME -n $NAMESPACE
   kubectl scale vx11 $NAME -n $NAMESPACE --replicas=5
-  kubectl delete pod -n $NAMESPACE $first          # streams move on, nothing is lost
+  kubectl delete pod -n $NAMESPACE $first   # streams move on, nothing is lost
   curl -X POST -H "X-VX11-Token: \$(make token)" \$(make endpoint)/operator/api/events/sse-token
   kubectl explain vx11cluster.spec
   make down                                         # remove all of it
