@@ -42,37 +42,24 @@ fn every_condition_is_as_it_should_be(cluster: &VX11Cluster) {
         let condition = status.conditions.iter().find(|condition| condition.type_ == kind);
         let condition = condition.unwrap_or_else(|| panic!("no condition {kind}"));
         assert_eq!(condition.status, value, "{kind}: {}", condition.message);
-        assert_eq!(
-            condition.observed_generation, cluster.metadata.generation,
-            "{kind}"
-        );
-        assert!(
-            !condition.reason.is_empty() && !condition.message.is_empty(),
-            "{kind}"
-        );
+        assert_eq!(condition.observed_generation, cluster.metadata.generation, "{kind}");
+        assert!(!condition.reason.is_empty() && !condition.message.is_empty(), "{kind}");
     }
-    assert_eq!(
-        (status.instances, status.ready_instances, status.desired_instances),
-        (3, 3, 3)
-    );
+    assert_eq!((status.instances, status.ready_instances, status.desired_instances), (3, 3, 3));
     assert!(status.endpoint.is_some());
 }
 
 async fn ten_requests_through_the_ingress_reach_all_three_instances(sandbox: &Sandbox) {
     let (route, principal) = (sandbox.ingress("simple"), sandbox.principal("simple").await);
     // The route follows the last endpoint within a moment of Ready.
-    eventually(
-        "ten requests reach all three instances",
-        Duration::from_secs(10),
-        async || {
-            let mut reached = BTreeSet::new();
-            for _ in 0..10 {
-                let answer = route.get(INSTANCE_ID, &[("x-vx11-token", &principal)]).await;
-                reached.insert(answer.json()["instance_id"].as_str().unwrap().to_owned());
-            }
-            (reached.len() == 3).then_some(())
-        },
-    )
+    eventually("ten requests reach all three instances", Duration::from_secs(10), async || {
+        let mut reached = BTreeSet::new();
+        for _ in 0..10 {
+            let answer = route.get(INSTANCE_ID, &[("x-vx11-token", &principal)]).await;
+            reached.insert(answer.json()["instance_id"].as_str().unwrap().to_owned());
+        }
+        (reached.len() == 3).then_some(())
+    })
     .await;
 }
 
@@ -81,9 +68,8 @@ async fn a_token_issued_through_the_ingress_is_accepted_by_every_instance(sandbo
     let instances = sandbox.instances("simple").await;
     assert_eq!(instances.len(), 3);
     for instance in instances {
-        let mut stream = EventStream::open(&instance.public(), &format!("?token={token}"), &[])
-            .await
-            .unwrap();
+        let mut stream =
+            EventStream::open(&instance.public(), &format!("?token={token}"), &[]).await.unwrap();
         stream.until("snapshot", Duration::from_secs(5)).await;
     }
 }
@@ -93,9 +79,8 @@ async fn an_event_published_on_one_instance_reaches_streams_on_all_in_the_same_o
     let token = sandbox.token("simple", &sandbox.ingress("simple")).await;
     let mut streams = Vec::new();
     for instance in &instances {
-        let mut stream = EventStream::open(&instance.public(), &format!("?token={token}"), &[])
-            .await
-            .unwrap();
+        let mut stream =
+            EventStream::open(&instance.public(), &format!("?token={token}"), &[]).await.unwrap();
         stream.until("snapshot", Duration::from_secs(5)).await;
         streams.push(stream);
     }
@@ -103,10 +88,7 @@ async fn an_event_published_on_one_instance_reaches_streams_on_all_in_the_same_o
     for number in 0..30 {
         // Each from another instance than the one before.
         let instance = &instances[number % instances.len()];
-        sandbox
-            .publish(&principal, &instance.public(), &number.to_string())
-            .await
-            .unwrap();
+        sandbox.publish(&principal, &instance.public(), &number.to_string()).await.unwrap();
     }
     let expected: Vec<String> = (0..30).map(|number| format!("\"{number}\"")).collect();
     for stream in &mut streams {
@@ -122,41 +104,25 @@ async fn an_event_published_on_one_instance_reaches_streams_on_all_in_the_same_o
 async fn a_token_survives_a_restart_of_every_backend_pod_and_of_redis() {
     sandbox("restart", async |sandbox| {
         sandbox
-            .ready(
-                "simple",
-                "{instances: 2, backend: {stream: {drainSeconds: 0}, tokenTtlSeconds: 600}}",
-            )
+            .ready("simple", "{instances: 2, backend: {stream: {drainSeconds: 0}, tokenTtlSeconds: 600}}")
             .await;
         let token = sandbox.token("simple", &sandbox.ingress("simple")).await;
-        let before: BTreeSet<_> = sandbox
-            .instances("simple")
-            .await
-            .into_iter()
-            .map(|i| i.name)
-            .collect();
+        let before: BTreeSet<_> = sandbox.instances("simple").await.into_iter().map(|i| i.name).collect();
         let pods: Api<Pod> = sandbox.api();
         for component in ["backend", "redis"] {
             for pod in sandbox.pods("simple", component).await {
-                pods.delete(&pod.metadata.name.unwrap(), &DeleteParams::default())
-                    .await
-                    .unwrap();
+                pods.delete(&pod.metadata.name.unwrap(), &DeleteParams::default()).await.unwrap();
             }
         }
         eventually("two new instances serve", Duration::from_secs(60), async || {
-            let now: BTreeSet<_> = sandbox
-                .instances("simple")
-                .await
-                .into_iter()
-                .map(|i| i.name)
-                .collect();
+            let now: BTreeSet<_> = sandbox.instances("simple").await.into_iter().map(|i| i.name).collect();
             (now.len() == 2 && now.is_disjoint(&before)).then_some(())
         })
         .await;
         sandbox.until("simple", "Ready", "True").await;
         for instance in sandbox.instances("simple").await {
-            let mut stream = EventStream::open(&instance.public(), &format!("?token={token}"), &[])
-                .await
-                .unwrap();
+            let mut stream =
+                EventStream::open(&instance.public(), &format!("?token={token}"), &[]).await.unwrap();
             stream.until("snapshot", Duration::from_secs(5)).await;
         }
     })
@@ -166,25 +132,17 @@ async fn a_token_survives_a_restart_of_every_backend_pod_and_of_redis() {
 #[tokio::test]
 async fn kubectl_scale_and_the_spec_set_the_number_of_instances() {
     sandbox("scale", async |sandbox| {
-        sandbox
-            .ready("simple", "{instances: 1, backend: {stream: {drainSeconds: 0}}}")
-            .await;
+        sandbox.ready("simple", "{instances: 1, backend: {stream: {drainSeconds: 0}}}").await;
         let serve = async |count: usize| {
-            eventually(
-                &format!("{count} instances serve"),
-                Duration::from_secs(60),
-                async || (sandbox.instances("simple").await.len() == count).then_some(()),
-            )
+            eventually(&format!("{count} instances serve"), Duration::from_secs(60), async || {
+                (sandbox.instances("simple").await.len() == count).then_some(())
+            })
             .await;
             sandbox.until("simple", "Ready", "True").await;
-            eventually(
-                &format!("the status tells {count}"),
-                Duration::from_secs(10),
-                async || {
-                    let status = sandbox.cluster("simple").await.status.unwrap();
-                    (usize::try_from(status.ready_instances).unwrap() == count).then_some(())
-                },
-            )
+            eventually(&format!("the status tells {count}"), Duration::from_secs(10), async || {
+                let status = sandbox.cluster("simple").await.status.unwrap();
+                (usize::try_from(status.ready_instances).unwrap() == count).then_some(())
+            })
             .await;
         };
         kubectl(&["-n", &sandbox.namespace, "scale", "vx11/simple", "--replicas=3"]);
@@ -194,9 +152,7 @@ async fn kubectl_scale_and_the_spec_set_the_number_of_instances() {
             3,
             "the scale subresource writes the spec"
         );
-        sandbox
-            .patch("simple", serde_json::json!({ "spec": { "instances": 1 } }))
-            .await;
+        sandbox.patch("simple", serde_json::json!({ "spec": { "instances": 1 } })).await;
         serve(1).await;
     })
     .await;
@@ -205,50 +161,24 @@ async fn kubectl_scale_and_the_spec_set_the_number_of_instances() {
 #[tokio::test]
 async fn a_change_of_the_image_rolls_with_no_failed_request() {
     sandbox("roll", async |sandbox| {
-        sandbox
-            .ready("simple", "{instances: 2, backend: {stream: {drainSeconds: 2}}}")
-            .await;
+        sandbox.ready("simple", "{instances: 2, backend: {stream: {drainSeconds: 2}}}").await;
         let (route, principal) = (sandbox.ingress("simple"), sandbox.principal("simple").await);
-        let before: BTreeSet<_> = sandbox
-            .instances("simple")
-            .await
-            .into_iter()
-            .map(|i| i.name)
-            .collect();
+        let before: BTreeSet<_> = sandbox.instances("simple").await.into_iter().map(|i| i.name).collect();
         let image = format!("ghcr.io/vx11/operator-backend:{}-next", env!("CARGO_PKG_VERSION"));
-        sandbox
-            .patch(
-                "simple",
-                serde_json::json!({ "spec": { "backend": { "image": image } } }),
-            )
-            .await;
+        sandbox.patch("simple", serde_json::json!({ "spec": { "backend": { "image": image } } })).await;
         let mut answered = 0;
-        eventually(
-            "every instance runs the new image",
-            Duration::from_secs(90),
-            async || {
-                for _ in 0..10 {
-                    let answer = route.post(TOKEN, &[("x-vx11-token", &principal)], "").await;
-                    assert_eq!(answer.status, 200, "request {answered}: {}", answer.text);
-                    answered += 1;
-                }
-                let now: BTreeSet<_> = sandbox
-                    .instances("simple")
-                    .await
-                    .into_iter()
-                    .map(|i| i.name)
-                    .collect();
-                (now.len() == 2
-                    && now.is_disjoint(&before)
-                    && sandbox.pods("simple", "backend").await.len() == 2)
-                    .then_some(())
-            },
-        )
+        eventually("every instance runs the new image", Duration::from_secs(90), async || {
+            for _ in 0..10 {
+                let answer = route.post(TOKEN, &[("x-vx11-token", &principal)], "").await;
+                assert_eq!(answer.status, 200, "request {answered}: {}", answer.text);
+                answered += 1;
+            }
+            let now: BTreeSet<_> = sandbox.instances("simple").await.into_iter().map(|i| i.name).collect();
+            (now.len() == 2 && now.is_disjoint(&before) && sandbox.pods("simple", "backend").await.len() == 2)
+                .then_some(())
+        })
         .await;
-        assert!(
-            answered > 100,
-            "only {answered} requests were made during the roll"
-        );
+        assert!(answered > 100, "only {answered} requests were made during the roll");
         sandbox.until("simple", "Ready", "True").await;
     })
     .await;
@@ -257,15 +187,9 @@ async fn a_change_of_the_image_rolls_with_no_failed_request() {
 #[tokio::test]
 async fn a_deleted_cluster_takes_everything_along_but_its_volume() {
     sandbox("delete", async |sandbox| {
-        sandbox
-            .ready("simple", "{instances: 1, backend: {stream: {drainSeconds: 0}}}")
-            .await;
+        sandbox.ready("simple", "{instances: 1, backend: {stream: {drainSeconds: 0}}}").await;
         let background = DeleteParams::background();
-        sandbox
-            .api::<VX11Cluster>()
-            .delete("simple", &background)
-            .await
-            .unwrap();
+        sandbox.api::<VX11Cluster>().delete("simple", &background).await.unwrap();
         eventually("everything owned is gone", Duration::from_secs(60), async || {
             let listed = ListParams::default().labels("app.kubernetes.io/managed-by=vx11-controller");
             let left = [
@@ -280,10 +204,7 @@ async fn a_deleted_cluster_takes_everything_along_but_its_volume() {
         })
         .await;
         let claims: Api<PersistentVolumeClaim> = sandbox.api();
-        assert!(
-            claims.get("data-simple-redis-0").await.is_ok(),
-            "the volume stays, as docs/redis.md says"
-        );
+        assert!(claims.get("data-simple-redis-0").await.is_ok(), "the volume stays, as docs/redis.md says");
     })
     .await;
 }
@@ -310,44 +231,20 @@ async fn clusters_beside_each_other_do_not_touch() {
                 let own = (place.namespace.as_str(), name) == (elsewhere.namespace.as_str(), other_name);
                 let opened =
                     EventStream::open(&elsewhere.ingress(other_name), &format!("?token={token}"), &[]).await;
-                assert_eq!(
-                    opened.is_ok(),
-                    own,
-                    "a token of {name} at {}/{other_name}",
-                    elsewhere.namespace
-                );
+                assert_eq!(opened.is_ok(), own, "a token of {name} at {}/{other_name}", elsewhere.namespace);
             }
         }
         let version = async |place: &Sandbox, name: &str| {
-            place
-                .api::<Deployment>()
-                .get(&format!("{name}-backend"))
-                .await
-                .unwrap()
-                .metadata
-                .resource_version
+            place.api::<Deployment>().get(&format!("{name}-backend")).await.unwrap().metadata.resource_version
         };
         let (two, far) = (version(sandbox, "two").await, version(&other, "one").await);
-        sandbox
-            .api::<VX11Cluster>()
-            .delete("one", &DeleteParams::default())
-            .await
-            .unwrap();
-        eventually(
-            "the instance of the deleted cluster is gone",
-            Duration::from_secs(60),
-            async || sandbox.pods("one", "backend").await.is_empty().then_some(()),
-        )
+        sandbox.api::<VX11Cluster>().delete("one", &DeleteParams::default()).await.unwrap();
+        eventually("the instance of the deleted cluster is gone", Duration::from_secs(60), async || {
+            sandbox.pods("one", "backend").await.is_empty().then_some(())
+        })
         .await;
-        assert_eq!(
-            (two, far),
-            (version(sandbox, "two").await, version(&other, "one").await)
-        );
-        other
-            .api::<VX11Cluster>()
-            .delete("one", &DeleteParams::default())
-            .await
-            .unwrap();
+        assert_eq!((two, far), (version(sandbox, "two").await, version(&other, "one").await));
+        other.api::<VX11Cluster>().delete("one", &DeleteParams::default()).await.unwrap();
     })
     .await;
 }

@@ -12,9 +12,8 @@ use vx11_tests::harness::{Sandbox, eventually, kubectl, sandbox};
 fn examples() -> Vec<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = files
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
-        .collect();
+    let mut files: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect();
     files.sort();
     files
 }
@@ -40,21 +39,10 @@ fn prepare(sandbox: &Sandbox, text: &str) {
             "-subj",
             "/CN=events.example.com",
         ])
-        .args([
-            "-addext",
-            "subjectAltName=DNS:events.example.com",
-            "-keyout",
-            key,
-            "-out",
-            certificate,
-        ])
+        .args(["-addext", "subjectAltName=DNS:events.example.com", "-keyout", key, "-out", certificate])
         .output()
         .unwrap();
-    assert!(
-        made.status.success(),
-        "openssl: {}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
     kubectl(&[
         "-n",
         &sandbox.namespace,

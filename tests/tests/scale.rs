@@ -25,11 +25,8 @@ const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A cluster of small instances: the same formula, fewer streams. `autoscaling` is YAML of that section.
 fn small(instances: i32, autoscaling: &str) -> String {
-    let section = if autoscaling.is_empty() {
-        String::new()
-    } else {
-        format!("autoscaling: {{{autoscaling}}}, ")
-    };
+    let section =
+        if autoscaling.is_empty() { String::new() } else { format!("autoscaling: {{{autoscaling}}}, ") };
     format!(
         "{{instances: {instances}, {section}\
          backend: {{tokenTtlSeconds: 600, stream: {{drainSeconds: 4, retryMilliseconds: 1000}}, \
@@ -63,9 +60,7 @@ async fn until_serving(sandbox: &Sandbox, count: usize) {
 
 /// Streams of one instance, by its own account.
 async fn streams(instance: &vx11_tests::harness::Instance) -> u64 {
-    instance.admin().get("/load", &[]).await.json()["streams"]
-        .as_u64()
-        .unwrap()
+    instance.admin().get("/load", &[]).await.json()["streams"].as_u64().unwrap()
 }
 
 /// Followers through the Ingress; each reconnects as a browser does.
@@ -94,10 +89,7 @@ impl Publisher {
                 // The same number until it is taken; the key keeps an uncertain one from being there twice.
                 let body = json!({"data": number.to_string()}).to_string();
                 let key = format!("number-{number}");
-                let headers = [
-                    ("x-vx11-token", principal.as_str()),
-                    ("idempotency-key", key.as_str()),
-                ];
+                let headers = [("x-vx11-token", principal.as_str()), ("idempotency-key", key.as_str())];
                 let answer = sandbox
                     .ingress("simple")
                     .request(hyper::Method::POST, vx11_tests::harness::EVENTS, &headers, &body)
@@ -116,11 +108,9 @@ impl Publisher {
         assert!(published > 20, "only {published} events were published");
         let expected: Vec<String> = (0..published).map(|number| format!("\"{number}\"")).collect();
         for (index, follower) in followers.iter().enumerate() {
-            eventually(
-                &format!("follower {index} has all {published} events"),
-                PATIENCE,
-                async || (follower.messages().len() >= published).then_some(()),
-            )
+            eventually(&format!("follower {index} has all {published} events"), PATIENCE, async || {
+                (follower.messages().len() >= published).then_some(())
+            })
             .await;
             assert_eq!(follower.messages(), expected, "follower {index}");
             assert_eq!(follower.gaps(), 0, "follower {index} was told of a gap");
@@ -132,37 +122,24 @@ impl Publisher {
 async fn the_count_follows_the_clients_across_each_edge_of_the_formula() {
     sandbox("edges", async |sandbox| {
         // A hundredth of the guide's instance: 20 clients, at 95 % from two on: 20, 38, 57.
-        sandbox
-            .ready(
-                "simple",
-                &small(1, "clientsPerInstance: 20, rebalance: false, maxInstances: 6"),
-            )
-            .await;
+        sandbox.ready("simple", &small(1, "clientsPerInstance: 20, rebalance: false, maxInstances: 6")).await;
         let mut followers = Vec::new();
         for (clients, instances) in [(20, 1), (21, 2), (38, 2), (39, 3), (57, 3), (58, 4)] {
             followers.extend(follow(sandbox, clients - followers.len()).await);
-            let told = eventually(
-                &format!("{clients} clients are seen and decided for"),
-                PATIENCE,
-                async || {
+            let told =
+                eventually(&format!("{clients} clients are seen and decided for"), PATIENCE, async || {
                     let status = sandbox.cluster("simple").await.status?;
                     let scaling = status.scaling?;
                     (scaling.message.starts_with(&format!("{clients} clients"))
                         && scaling.desired == instances)
                         .then_some(scaling.message)
-                },
-            )
-            .await;
+                })
+                .await;
             assert!(told.contains(&format!("need {instances} instance")), "{told}");
             until_replicas(sandbox, instances).await;
         }
         let status = sandbox.cluster("simple").await.status.unwrap();
-        assert!(
-            status
-                .recommendation
-                .unwrap()
-                .starts_with("Horizontal: 4 instances")
-        );
+        assert!(status.recommendation.unwrap().starts_with("Horizontal: 4 instances"));
         assert_eq!(status.estimated_cost_per_hour.as_deref(), Some("0.20"));
     })
     .await;
@@ -171,21 +148,14 @@ async fn the_count_follows_the_clients_across_each_edge_of_the_formula() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_count_follows_the_issuances_too() {
     sandbox("issuances", async |sandbox| {
-        sandbox
-            .ready(
-                "simple",
-                &small(1, "issuancesPerSecondPerInstance: 5, maxInstances: 3"),
-            )
-            .await;
+        sandbox.ready("simple", &small(1, "issuancesPerSecondPerInstance: 5, maxInstances: 3")).await;
         let (route, principal) = (sandbox.ingress("simple"), sandbox.principal("simple").await);
         let issue = async {
             // Some 20 a second are far beyond three instances of 5.
             let mut ticks = tokio::time::interval(Duration::from_millis(50));
             loop {
                 ticks.tick().await;
-                route
-                    .post(vx11_tests::harness::TOKEN, &[("x-vx11-token", &principal)], "")
-                    .await;
+                route.post(vx11_tests::harness::TOKEN, &[("x-vx11-token", &principal)], "").await;
             }
         };
         let limited = async {
@@ -197,9 +167,7 @@ async fn the_count_follows_the_issuances_too() {
             condition = limited => condition,
         };
         assert!(
-            condition
-                .message
-                .contains("raise spec.autoscaling.maxInstances to"),
+            condition.message.contains("raise spec.autoscaling.maxInstances to"),
             "{}",
             condition.message
         );
@@ -224,30 +192,15 @@ async fn from_four_to_two_every_client_keeps_its_sequence_and_the_emptiest_go_em
         }
         assert_eq!(loads.iter().map(|(streams, _)| streams).sum::<u64>(), 600);
         loads.sort();
-        sandbox
-            .patch("simple", json!({"spec": {"autoscaling": {"minInstances": 1}}}))
-            .await;
+        sandbox.patch("simple", json!({"spec": {"autoscaling": {"minInstances": 1}}})).await;
         until_replicas(sandbox, 2).await;
         until_serving(sandbox, 2).await;
-        let left: BTreeSet<String> = sandbox
-            .instances("simple")
-            .await
-            .into_iter()
-            .map(|i| i.name)
-            .collect();
+        let left: BTreeSet<String> = sandbox.instances("simple").await.into_iter().map(|i| i.name).collect();
         let fullest: BTreeSet<String> = loads[2..].iter().map(|(_, name)| name.clone()).collect();
         assert_eq!(left, fullest, "of {loads:?} the emptiest go");
         let events = sandbox.events("simple").await;
-        assert!(
-            events.iter().any(|event| event.starts_with("Draining")),
-            "{events:?}"
-        );
-        assert!(
-            !events
-                .iter()
-                .any(|event| event.starts_with("WrongInstanceRemoved")),
-            "{events:?}"
-        );
+        assert!(events.iter().any(|event| event.starts_with("Draining")), "{events:?}");
+        assert!(!events.iter().any(|event| event.starts_with("WrongInstanceRemoved")), "{events:?}");
         publisher.stop_and_check(&followers).await;
         // retry: is 1 s here, spread by up to a half; a stream is silent for that and one second at most,
         // apart from what this machine's other work takes.
@@ -269,25 +222,13 @@ async fn a_load_that_comes_back_during_the_drain_keeps_the_instance() {
         .replace("drainSeconds: 4", "drainSeconds: 60");
         sandbox.ready("simple", &spec).await;
         let mut followers = follow(sandbox, 16).await;
-        let names: BTreeSet<String> = sandbox
-            .instances("simple")
-            .await
-            .into_iter()
-            .map(|i| i.name)
-            .collect();
-        sandbox
-            .patch("simple", json!({"spec": {"autoscaling": {"minInstances": 1}}}))
-            .await;
+        let names: BTreeSet<String> = sandbox.instances("simple").await.into_iter().map(|i| i.name).collect();
+        sandbox.patch("simple", json!({"spec": {"autoscaling": {"minInstances": 1}}})).await;
         sandbox.until("simple", "Draining", "True").await;
         followers.extend(follow(sandbox, 14).await);
         sandbox.until("simple", "Draining", "False").await;
         until_serving(sandbox, 2).await;
-        let now: BTreeSet<String> = sandbox
-            .instances("simple")
-            .await
-            .into_iter()
-            .map(|i| i.name)
-            .collect();
+        let now: BTreeSet<String> = sandbox.instances("simple").await.into_iter().map(|i| i.name).collect();
         assert_eq!(now, names, "the drained instance serves again");
         for pod in sandbox.pods("simple", "backend").await {
             let annotations = pod.metadata.annotations.unwrap_or_default();
@@ -298,10 +239,7 @@ async fn a_load_that_comes_back_during_the_drain_keeps_the_instance() {
             );
         }
         let events = sandbox.events("simple").await;
-        assert!(
-            events.iter().any(|event| event.starts_with("DrainCancelled")),
-            "{events:?}"
-        );
+        assert!(events.iter().any(|event| event.starts_with("DrainCancelled")), "{events:?}");
     })
     .await;
 }
@@ -315,23 +253,13 @@ async fn while_an_instance_does_not_report_nothing_is_removed() {
         silence(sandbox, &mute).await;
         let unknown = sandbox.until("simple", "ScalingActive", "Unknown").await;
         assert!(unknown.message.contains(&mute), "{}", unknown.message);
-        sandbox
-            .patch("simple", json!({"spec": {"autoscaling": {"minInstances": 1}}}))
-            .await;
+        sandbox.patch("simple", json!({"spec": {"autoscaling": {"minInstances": 1}}})).await;
         let blocked = eventually("the scale-in is blocked", PATIENCE, async || {
-            scaling(sandbox)
-                .await
-                .filter(|scaling| scaling.reason == "ScaleInBlocked")
+            scaling(sandbox).await.filter(|scaling| scaling.reason == "ScaleInBlocked")
         })
         .await;
-        assert!(
-            blocked.blocked_by.iter().any(|by| by.contains(&mute)),
-            "{blocked:?}"
-        );
-        holds("three replicas", Duration::from_secs(10), async || {
-            replicas(sandbox).await == 3
-        })
-        .await;
+        assert!(blocked.blocked_by.iter().any(|by| by.contains(&mute)), "{blocked:?}");
+        holds("three replicas", Duration::from_secs(10), async || replicas(sandbox).await == 3).await;
     })
     .await;
 }
@@ -347,11 +275,7 @@ async fn silence(sandbox: &Sandbox, pod: &str) {
         uid.replace('-', "_")
     );
     let output = vx11_tests::harness::tool("docker", &["exec", &node, "sh", "-c", &stop]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -372,18 +296,11 @@ async fn a_scale_in_survives_the_controller_at_every_stage() {
         sandbox.ready("simple", &spec).await;
         let followers = follow(sandbox, 60).await;
         let publisher = Publisher::start(sandbox).await;
-        sandbox
-            .patch("simple", json!({"spec": {"autoscaling": {"minInstances": 1}}}))
-            .await;
+        sandbox.patch("simple", json!({"spec": {"autoscaling": {"minInstances": 1}}})).await;
         let marked = async || {
             let pods = sandbox.pods("simple", "backend").await;
-            let is_marked = |pod: &Pod| {
-                pod.metadata
-                    .annotations
-                    .iter()
-                    .flatten()
-                    .any(|(key, _)| key == "vx11.io/drain")
-            };
+            let is_marked =
+                |pod: &Pod| pod.metadata.annotations.iter().flatten().any(|(key, _)| key == "vx11.io/drain");
             pods.iter().any(is_marked).then_some(())
         };
         eventually("an instance is marked", PATIENCE, marked).await;
@@ -405,18 +322,13 @@ async fn a_scale_in_survives_the_controller_at_every_stage() {
 async fn evictions_go_one_at_a_time_and_lose_nothing() {
     sandbox("evict", async |sandbox| {
         sandbox
-            .ready(
-                "simple",
-                &small(3, "minInstances: 3, clientsPerInstance: 100, rebalance: false"),
-            )
+            .ready("simple", &small(3, "minInstances: 3, clientsPerInstance: 100, rebalance: false"))
             .await;
         let followers = follow(sandbox, 60).await;
         let publisher = Publisher::start(sandbox).await;
         let pods: Api<Pod> = sandbox.api();
         let instances = sandbox.instances("simple").await;
-        pods.evict(&instances[0].name, &EvictParams::default())
-            .await
-            .unwrap();
+        pods.evict(&instances[0].name, &EvictParams::default()).await.unwrap();
         let second = pods.evict(&instances[1].name, &EvictParams::default()).await;
         assert!(
             matches!(&second, Err(kube::Error::Api(status)) if status.code == 429),
@@ -432,32 +344,16 @@ async fn evictions_go_one_at_a_time_and_lose_nothing() {
 async fn a_rollout_under_streams_loses_nothing() {
     sandbox("rollout", async |sandbox| {
         sandbox
-            .ready(
-                "simple",
-                &small(3, "minInstances: 3, clientsPerInstance: 300, rebalance: false"),
-            )
+            .ready("simple", &small(3, "minInstances: 3, clientsPerInstance: 300, rebalance: false"))
             .await;
         let followers = follow(sandbox, 300).await;
         let publisher = Publisher::start(sandbox).await;
-        let before: BTreeSet<String> = sandbox
-            .instances("simple")
-            .await
-            .into_iter()
-            .map(|i| i.name)
-            .collect();
-        sandbox
-            .patch(
-                "simple",
-                json!({"spec": {"backend": {"pod": {"labels": {"rolled": "once"}}}}}),
-            )
-            .await;
+        let before: BTreeSet<String> =
+            sandbox.instances("simple").await.into_iter().map(|i| i.name).collect();
+        sandbox.patch("simple", json!({"spec": {"backend": {"pod": {"labels": {"rolled": "once"}}}}})).await;
         eventually("three new instances serve", PATIENCE, async || {
-            let now: BTreeSet<String> = sandbox
-                .instances("simple")
-                .await
-                .into_iter()
-                .map(|i| i.name)
-                .collect();
+            let now: BTreeSet<String> =
+                sandbox.instances("simple").await.into_iter().map(|i| i.name).collect();
             (now.len() == 3 && now.is_disjoint(&before)).then_some(())
         })
         .await;
@@ -469,28 +365,18 @@ async fn a_rollout_under_streams_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn new_instances_get_their_share_of_open_streams() {
     sandbox("level", async |sandbox| {
-        sandbox
-            .ready("simple", &small(1, "clientsPerInstance: 200, maxInstances: 3"))
-            .await;
+        sandbox.ready("simple", &small(1, "clientsPerInstance: 200, maxInstances: 3")).await;
         let followers = follow(sandbox, 250).await;
         until_serving(sandbox, 2).await;
-        eventually(
-            "the fullest has at most 20 % of the mean more than the emptiest",
-            PATIENCE,
-            async || {
-                let mut loads = Vec::new();
-                for instance in sandbox.instances("simple").await {
-                    loads.push(streams(&instance).await);
-                }
-                let (most, least, sum) = (
-                    loads.iter().max()?,
-                    loads.iter().min()?,
-                    loads.iter().sum::<u64>(),
-                );
-                let mean = sum / u64::try_from(loads.len()).ok()?;
-                (loads.len() == 2 && sum >= 240 && (most - least) * 100 < mean * 20).then_some(())
-            },
-        )
+        eventually("the fullest has at most 20 % of the mean more than the emptiest", PATIENCE, async || {
+            let mut loads = Vec::new();
+            for instance in sandbox.instances("simple").await {
+                loads.push(streams(&instance).await);
+            }
+            let (most, least, sum) = (loads.iter().max()?, loads.iter().min()?, loads.iter().sum::<u64>());
+            let mean = sum / u64::try_from(loads.len()).ok()?;
+            (loads.len() == 2 && sum >= 240 && (most - least) * 100 < mean * 20).then_some(())
+        })
         .await;
         drop(followers);
     })
@@ -502,16 +388,10 @@ async fn the_count_changes_owners_without_a_jump() {
     sandbox("owner", async |sandbox| {
         sandbox.ready("simple", &small(3, "")).await;
         sandbox
-            .patch(
-                "simple",
-                json!({"spec": {"autoscaling": {"scaleInStabilizationSeconds": 3600}}}),
-            )
+            .patch("simple", json!({"spec": {"autoscaling": {"scaleInStabilizationSeconds": 3600}}}))
             .await;
         sandbox.until("simple", "ScalingActive", "True").await;
-        holds("three replicas", Duration::from_secs(10), async || {
-            replicas(sandbox).await == 3
-        })
-        .await;
+        holds("three replicas", Duration::from_secs(10), async || replicas(sandbox).await == 3).await;
         assert_eq!(
             sandbox.cluster("simple").await.spec.instances,
             3,
@@ -520,13 +400,8 @@ async fn the_count_changes_owners_without_a_jump() {
         // Another hand on the Deployment is put back while the load owns the count.
         let deployments: Api<Deployment> = sandbox.api();
         let hand = json!({"spec": {"replicas": 5}});
-        deployments
-            .patch("simple-backend", &PatchParams::default(), &Patch::Merge(&hand))
-            .await
-            .unwrap();
-        sandbox
-            .patch("simple", json!({"spec": {"autoscaling": null}}))
-            .await;
+        deployments.patch("simple-backend", &PatchParams::default(), &Patch::Merge(&hand)).await.unwrap();
+        sandbox.patch("simple", json!({"spec": {"autoscaling": null}})).await;
         until_replicas(sandbox, 3).await;
         sandbox.until("simple", "ScalingActive", "False").await;
     })
@@ -542,10 +417,7 @@ async fn the_scale_subresource_drains_too() {
         // What a HorizontalPodAutoscaler does.
         let scale = json!({"spec": {"replicas": 1}});
         let clusters: Api<VX11Cluster> = sandbox.api();
-        clusters
-            .patch_scale("simple", &PatchParams::default(), &Patch::Merge(&scale))
-            .await
-            .unwrap();
+        clusters.patch_scale("simple", &PatchParams::default(), &Patch::Merge(&scale)).await.unwrap();
         until_replicas(sandbox, 1).await;
         until_serving(sandbox, 1).await;
         publisher.stop_and_check(&followers).await;
@@ -591,9 +463,7 @@ async fn a_stream_survives_the_drain_of_its_instance_with_an_expired_token() {
         let publisher = Publisher::start(sandbox).await;
         eventually("the token has expired", PATIENCE, async || {
             let token = "00000000-0000-4000-8000-000000000000";
-            EventStream::open(&sandbox.ingress("simple"), &format!("?token={token}"), &[])
-                .await
-                .err()
+            EventStream::open(&sandbox.ingress("simple"), &format!("?token={token}"), &[]).await.err()
         })
         .await;
         sandbox.patch("simple", json!({"spec": {"instances": 1}})).await;
