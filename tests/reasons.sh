@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../controller/src"
 other='BackendReady|ContainerCreating|CrashLoopBackOff|CreateContainer(Config)?Error|Deployment|ErrImage(NeverPull|Pull)|Failed'
 other+='|Failed(AttachVolume|Create.*|Mount)|False|Image(InspectError|PullBackOff)|InvalidImageName|LoadBalancerReady|OOMKilled'
 other+='|Paused|PodScheduled|Progressing|Ready|Degraded|Reconcile|RedisReady|RegistryUnavailable|RunContainerError|StatefulSet'
-other+='|ScalingActive|ScalingLimited|True|Opaque|Read|Unhealthy|Unknown|Event|Ingress|Secret|NOAUTH|WRONGPASS|MISCONF|LOADING'
+other+='|Scaling(Active|Limited)?|True|Opaque|Read|Unhealthy|Unknown|Event|Ingress|Secret|NOAUTH|WRONGPASS|MISCONF|LOADING'
 
 for file in diagnose.rs watch.rs reconcile/{apply,inspect,summary,validate}.rs reconcile/apply/volume.rs scale/{decision,report}.rs; do
   sed '/^mod tests/,$d' "$file" | grep -v '^ *//' | grep -oE '"[A-Z][A-Za-z]+"' || true

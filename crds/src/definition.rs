@@ -16,11 +16,7 @@ use crate::VX11Cluster;
 pub fn custom_resource_definition() -> CustomResourceDefinition {
     let mut definition = VX11Cluster::crd();
     for version in &mut definition.spec.versions {
-        if let Some(schema) = version
-            .schema
-            .as_mut()
-            .and_then(|schema| schema.open_api_v3_schema.as_mut())
-        {
+        if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
             tidy(schema);
         }
     }
@@ -32,11 +28,7 @@ fn tidy(schema: &mut JSONSchemaProps) {
     if let Some(description) = &mut schema.description {
         *description = unwrap_lines(description);
     }
-    for property in schema
-        .properties
-        .iter_mut()
-        .flat_map(|properties| properties.values_mut())
-    {
+    for property in schema.properties.iter_mut().flat_map(|properties| properties.values_mut()) {
         tidy(property);
     }
     match &mut schema.items {
@@ -73,13 +65,7 @@ mod tests {
     }
 
     fn root(definition: &CustomResourceDefinition) -> &JSONSchemaProps {
-        definition.spec.versions[0]
-            .schema
-            .as_ref()
-            .unwrap()
-            .open_api_v3_schema
-            .as_ref()
-            .unwrap()
+        definition.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap()
     }
 
     #[test]
@@ -87,10 +73,7 @@ mod tests {
         let definition = custom_resource_definition();
         walk("", root(&definition), &mut |path, schema| {
             let named = !path.is_empty() && !path.ends_with("[]") && path != ".metadata";
-            assert!(
-                !named || schema.description.is_some(),
-                "{path} has no description"
-            );
+            assert!(!named || schema.description.is_some(), "{path} has no description");
         });
     }
 
@@ -100,10 +83,7 @@ mod tests {
         walk("", root(&definition), &mut |path, schema| {
             assert_eq!(schema.nullable, None, "{path} is nullable");
             let both = schema.properties.is_some() && schema.additional_properties.is_some();
-            assert!(
-                !both,
-                "{path} mixes properties and additionalProperties, which the API server refuses"
-            );
+            assert!(!both, "{path} mixes properties and additionalProperties, which the API server refuses");
         });
     }
 
