@@ -16,7 +16,7 @@ pub struct AutoscalingSpec {
     #[serde(default = "defaults::min_instances")]
     #[schemars(range(max = 1000))]
     #[x_kube(validation = Rule::new("self >= 1")
-        .message("spec.autoscaling.minInstances must be at least 1: to stop a cluster, set spec.instances to 0"))]
+        .message("spec.autoscaling.minInstances must be at least 1: to stop a cluster, remove spec.autoscaling and set spec.instances to 0"))]
     pub min_instances: i32,
 
     /// Most instances. A load that needs more shows as the condition ScalingLimited.
