@@ -222,7 +222,11 @@ impl Cache {
         entry.known = Some(Known {
             uid: uid.clone(),
             version: version.clone(),
-            behind: entry.seen.as_ref().map(|seen| seen.version.clone()),
+            behind: entry
+                .seen
+                .as_ref()
+                .filter(|seen| is_older(&seen.version, version))
+                .map(|seen| seen.version.clone()),
             agreed,
             facts,
             at: Instant::now(),
@@ -278,6 +282,13 @@ impl Cache {
     }
 }
 
+/// Whether one version of an object is older than another. Versions count up, as Kubernetes documents since
+/// 1.35; where one is no number, nothing is taken for older, and the object is read again.
+fn is_older(version: &str, than: &str) -> bool {
+    let number = |text: &str| text.parse::<u128>().ok();
+    number(version).zip(number(than)).is_some_and(|(version, than)| version < than)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,6 +336,16 @@ mod tests {
         assert!(agrees(&cache));
         cache.see(&key(), KIND, &version("a", "3"));
         assert!(!agrees(&cache), "somebody changed it");
+    }
+
+    #[test]
+    fn news_that_overtakes_the_answer_of_a_read_is_read_again() {
+        let cache = Cache::default();
+        cache.see(&key(), KIND, &version("a", "11"));
+        learn(&cache, &version("a", "9"));
+        assert!(!agrees(&cache), "the answer is older than what the watch has seen");
+        learn(&cache, &version("a", "11"));
+        assert!(agrees(&cache));
     }
 
     #[test]

@@ -123,7 +123,7 @@ async fn wait_for_prerequisites(client: &Client, settings: &Settings, readiness:
         match is_served(client).await {
             Ok(true) => break,
             Ok(false) => {
-                readiness.wait(DEFINITION, "the API server does not serve it; install it with the chart")
+                readiness.wait(DEFINITION, "the API server does not serve it; install it with the chart");
             }
             Err(error) => readiness.wait(DEFINITION, format!("cannot ask the API server: {error}")),
         }

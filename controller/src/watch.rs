@@ -404,5 +404,7 @@ mod tests {
         assert_eq!(store.len(), 2);
         assert_eq!(shared.take(Some("b"), Event::Delete(cluster("b", "one"))).len(), 1);
         assert_eq!(store.len(), 1);
+        shared.remove(&cluster("a", "two").metadata);
+        assert!(store.is_empty(), "what can no longer be read is no longer reconciled");
     }
 }

@@ -12,7 +12,7 @@ use vx11_crds::{
 
 use self::{
     board::{Board, Telling},
-    part::{Part, backend_part, redis_part, route_part},
+    part::{DISABLED, Part, backend_part, redis_part, route_part},
 };
 use super::{dereference::Referenced, inspect::Inspected};
 use crate::{
@@ -60,6 +60,8 @@ pub struct Summary {
 /// A condition that changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transition {
+    /// The condition, or what else changed. Events of one reason about different things stay apart by it.
+    pub about: &'static str,
     /// It got worse.
     pub warning: bool,
     /// Reason of the condition.
@@ -177,8 +179,8 @@ fn write_conditions<'a>(findings: &Findings<'a>, parts: &Parts, outlook: &Outloo
         [("RedisReady", &parts.redis), ("BackendReady", &parts.backend), ("LoadBalancerReady", &parts.route)]
     {
         let telling = match part {
+            Part::Ready { reason: DISABLED, .. } | Part::Starting(_) => Telling::Quiet,
             Part::Ready { .. } => Telling::News,
-            Part::Starting(_) => Telling::Quiet,
             Part::Broken(_) => Telling::Warning,
         };
         board.set(type_, part.told(), telling);
@@ -190,6 +192,7 @@ fn write_conditions<'a>(findings: &Findings<'a>, parts: &Parts, outlook: &Outloo
         board.set_status(condition.type_, (condition.status, condition.reason, &condition.message), telling);
     }
     board.transitions.extend(findings.scaling_news.clone().map(|news| Transition {
+        about: "Scaling",
         warning: news.warning,
         reason: news.reason.to_owned(),
         message: news.message,

@@ -44,7 +44,7 @@ pub async fn update_status(
             type_: if transition.warning { EventType::Warning } else { EventType::Normal },
             reason: transition.reason,
             note: Some(transition.message.chars().take(MAX_NOTE).collect()),
-            action: "Reconcile".to_owned(),
+            action: transition.about.to_owned(),
             secondary: None,
         };
         // An event that cannot be told must not undo what was done; the condition says the same.

@@ -20,6 +20,7 @@ use super::{
     observe::{Sight, observe},
     policy::{Policy, Target},
     reading::Counters,
+    rebalance::Episode,
     report::{News, ScalingReport, Subject, news, report},
 };
 use crate::{
@@ -48,6 +49,16 @@ struct Memory {
     figures_at: Option<Moment>,
 }
 
+impl Memory {
+    /// A leader that is new to a cluster looks once whether a scale-out before its time left the streams
+    /// uneven.
+    fn new(identity: &Identity) -> Self {
+        let mut history = History::default();
+        history.rebalance = Some(Episode::default());
+        Self { uid: identity.uid.clone(), history, ..Self::default() }
+    }
+}
+
 impl Memories {
     /// A cluster is gone.
     pub fn forget(&self, key: &ClusterKey) {
@@ -57,9 +68,7 @@ impl Memories {
     /// Reconciles of one cluster never overlap, so that its memory can be lent out.
     fn take(&self, key: &ClusterKey, identity: &Identity) -> Memory {
         let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-        memory
-            .filter(|memory| memory.uid == identity.uid)
-            .unwrap_or_else(|| Memory { uid: identity.uid.clone(), ..Memory::default() })
+        memory.filter(|memory| memory.uid == identity.uid).unwrap_or_else(|| Memory::new(identity))
     }
 
     fn put(&self, key: &ClusterKey, memory: Memory) {

@@ -39,7 +39,7 @@ impl<'a> Board<'a> {
 
     pub(super) fn set(
         &mut self,
-        type_: &str,
+        type_: &'static str,
         (holds, reason, message): (bool, &str, &str),
         telling: Telling,
     ) {
@@ -48,7 +48,7 @@ impl<'a> Board<'a> {
 
     pub(super) fn set_status(
         &mut self,
-        type_: &str,
+        type_: &'static str,
         (holds, reason, message): (Option<bool>, &str, &str),
         telling: Telling,
     ) {
@@ -64,6 +64,7 @@ impl<'a> Board<'a> {
         let changed = before.is_none_or(|before| before.status != status || before.reason != reason);
         if changed && telling != Telling::Quiet {
             self.transitions.push(Transition {
+                about: type_,
                 warning: telling == Telling::Warning,
                 reason: reason.to_owned(),
                 message: message.to_owned(),

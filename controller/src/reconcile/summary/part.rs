@@ -8,6 +8,9 @@ use crate::{diagnose::Trouble, names, reconcile::dereference::ClassKnowledge};
 /// Seconds that a route may take to get an address before somebody is told.
 const ADDRESS_PATIENCE_SECONDS: i64 = 30;
 
+/// Reason of a part that the spec does not ask for.
+pub(super) const DISABLED: &str = "Disabled";
+
 /// State of one part of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Part {
@@ -44,7 +47,7 @@ impl Part {
 /// The Redis.
 pub(super) fn redis_part(findings: &Findings) -> Part {
     if findings.cluster.spec.redis.type_ == RedisType::None {
-        return Part::ready("Disabled", "spec.redis.type is None: tokens live in the instance's memory");
+        return Part::ready(DISABLED, "spec.redis.type is None: tokens live in the instance's memory");
     }
     let Some(set) = &findings.inspected.stateful_set else {
         return Part::Starting(Trouble::new(
@@ -139,7 +142,7 @@ pub(super) fn backend_part(findings: &Findings) -> Part {
 pub(super) fn route_part(findings: &Findings) -> Part {
     let spec = &findings.cluster.spec.load_balancer;
     if spec.type_ == LoadBalancerType::None {
-        return Part::ready("Disabled", "spec.loadBalancer.type is None: clients use the Service");
+        return Part::ready(DISABLED, "spec.loadBalancer.type is None: clients use the Service");
     }
     match &findings.referenced.class {
         ClassKnowledge::Missing { name } => {

@@ -241,6 +241,26 @@ fn a_refused_object_degrades_and_tells_once() {
     assert_eq!(world.look().transitions, []);
 }
 
+#[test]
+fn troubles_of_one_reason_in_two_parts_are_two_events() {
+    let mut world = World::settled();
+    let trouble = |object: &str| Some(Trouble::new("QuotaExceeded", object));
+    world.redis().ready = 0;
+    world.deployment().ready = 0;
+    world.inspected.redis_trouble = trouble("StatefulSet x");
+    world.inspected.backend_trouble = trouble("Deployment y");
+    let about: Vec<&str> = world.look().transitions.iter().map(|told| told.about).collect();
+    assert_eq!(about, ["RedisReady", "BackendReady"]);
+}
+
+#[test]
+fn what_the_spec_does_not_ask_for_is_no_news() {
+    let mut world = World::healthy();
+    world.cluster = object("{redis: {type: None}, loadBalancer: {type: None}}");
+    let about: Vec<&str> = world.look().transitions.iter().map(|told| told.about).collect();
+    assert_eq!(about, ["BackendReady"]);
+}
+
 #[rstest]
 #[case(ClassKnowledge::Missing { name: "nobody".to_owned() }, "IngressClassMissing", "nobody")]
 #[case(ClassKnowledge::NoDefault, "NoDefaultIngressClass", "className")]
