@@ -11,6 +11,7 @@ mod connect;
 mod supervise;
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,7 +22,7 @@ use std::{
 use redis::{Cmd, FromRedisValue, Pipeline, RedisError, aio::MultiplexedConnection};
 use tokio::{
     sync::{Notify, watch},
-    time::timeout,
+    time::{error::Elapsed, timeout},
 };
 
 use self::connect::{Driver, describe, is_of_the_connection};
@@ -34,6 +35,9 @@ use crate::{
 /// How long a command may take. With the fallback behind it an answer stays far below 100 ms, and an
 /// undisturbed Redis answers in well under 1 ms.
 pub const COMMAND_DEADLINE: Duration = Duration::from_millis(40);
+
+/// How late a deadline must be noticed to be this process' own fault.
+const STANDSTILL: Duration = Duration::from_millis(10);
 
 /// Why a command has no result.
 #[derive(Debug, thiserror::Error)]
@@ -195,7 +199,7 @@ impl RedisLink {
             return Err(LinkError::Down);
         };
         let asked = self.elapsed();
-        let answer = timeout(deadline, up.connection.send_packed_command(command)).await;
+        let answer = answered(deadline, up.connection.send_packed_command(command)).await;
         let value = self.judge(answer, &up, asked)?;
         value
             .extract_error()
@@ -216,7 +220,7 @@ impl RedisLink {
             return Err(LinkError::Down);
         };
         let asked = self.elapsed();
-        let answer = timeout(deadline, pipeline.query_async::<T>(&mut up.connection)).await;
+        let answer = answered(deadline, pipeline.query_async::<T>(&mut up.connection)).await;
         self.judge(answer, &up, asked)
     }
 
@@ -235,7 +239,7 @@ impl RedisLink {
     /// Tells a dead connection from a slow one and from a refusal.
     fn judge<T>(
         &self,
-        answer: Result<Result<T, RedisError>, tokio::time::error::Elapsed>,
+        answer: Result<Result<T, RedisError>, Elapsed>,
         up: &Up,
         asked: u64,
     ) -> Result<T, LinkError> {
@@ -285,6 +289,17 @@ impl RedisLink {
     }
 }
 
+/// Waits until `deadline` for an answer. When the deadline is noticed late it was this process that stood
+/// still (throttled, say), and the answer may be there already, unread: it gets a second chance.
+async fn answered<T>(deadline: Duration, answer: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let mut answer = pin!(answer);
+    let asked = Instant::now();
+    match timeout(deadline, &mut answer).await {
+        Err(_) if asked.elapsed() > deadline + STANDSTILL => timeout(deadline, answer).await,
+        outcome => outcome,
+    }
+}
+
 /// A field of an INFO answer.
 #[must_use]
 pub fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
@@ -307,6 +322,20 @@ mod tests {
         let outcome: Result<(), _> = link().query(&redis::cmd("PING"), Duration::from_mins(1)).await;
         assert!(matches!(outcome, Err(LinkError::Down)));
         assert!(begun.elapsed() < Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_came_while_the_process_stood_still_counts() {
+        let deadline = Duration::from_millis(20);
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        // The answer is sent by a task that cannot run while this one blocks the only thread.
+        tokio::spawn(async move { sender.send(7) });
+        let standing_still = async {
+            std::thread::sleep(deadline * 3);
+            receiver.await
+        };
+        assert_eq!(answered(deadline, standing_still).await, Ok(Ok(7)));
+        assert!(answered(deadline, std::future::pending::<()>()).await.is_err());
     }
 
     #[test]

@@ -308,8 +308,12 @@ async fn cache_stats_count_live_tokens_and_show_none_of_them() {
 async fn tokens_are_stored_in_redis_under_the_key_that_others_read_and_with_their_life() {
     let redis = RedisServer::start();
     let backend = Backend::with_redis(&redis, &[]);
-    let token = backend.token().await;
-    assert_eq!(redis.cli(&["GET", &format!("token:{token}")]), "principal");
+    let mut token = String::new();
+    eventually("a token is stored", SECOND, async || {
+        token = backend.token().await;
+        redis.cli(&["GET", &format!("token:{token}")]) == "principal"
+    })
+    .await;
     let life: i64 = redis.cli(&["TTL", &format!("token:{token}")]).parse().unwrap();
     assert!((58..=60).contains(&life), "{life}");
 }

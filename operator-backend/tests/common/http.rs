@@ -90,6 +90,18 @@ impl Client {
         self.request("GET", path, headers, "").await
     }
 
+    /// The answer, `None` if none comes.
+    pub(crate) async fn try_get(&self, path: &str, headers: &[(&str, &str)]) -> Option<Answer> {
+        let mut request = Request::builder().uri(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(Bytes::new())).unwrap();
+        let (head, body) = timeout(PATIENCE, self.pool.request(request)).await.ok()?.ok()?.into_parts();
+        let body = timeout(PATIENCE, body.collect()).await.ok()?.ok()?.to_bytes();
+        Some(Answer { status: head.status.as_u16(), headers: head.headers, body })
+    }
+
     pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
         self.request("POST", path, headers, body).await
     }

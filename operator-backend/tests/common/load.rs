@@ -16,7 +16,8 @@ pub(crate) struct Sample {
     /// When it was due, since the beginning.
     pub(crate) due: Duration,
     pub(crate) latency: Duration,
-    pub(crate) status: u16,
+    /// `None` when there was no answer; its latency then is the client's patience.
+    pub(crate) status: Option<u16>,
 }
 
 /// Sends `rate` requests a second for `length` and returns every answer.
@@ -36,8 +37,8 @@ pub(crate) async fn run(
         let client = client.clone();
         requests.spawn(async move {
             let headers: Vec<_> = header.into_iter().collect();
-            let answer = client.get(path, &headers).await;
-            Sample { due, latency: (begun + due).elapsed(), status: answer.status }
+            let status = client.try_get(path, &headers).await.map(|answer| answer.status);
+            Sample { due, latency: (begun + due).elapsed(), status }
         });
     }
     requests.join_all().await
