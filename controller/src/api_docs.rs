@@ -57,8 +57,9 @@ fn write_rows(page: &mut String, path: &str, schema: &JSONSchemaProps, rules: &m
         let default = field
             .default
             .as_ref()
+            // A section's default repeats those of its fields.
+            .filter(|default| !default.0.is_object() && !default.0.is_array())
             .map(|default| default.0.to_string())
-            .filter(|default| default != "{}" && default != "[]")
             .map_or_else(String::new, |default| format!("`{default}`"));
         let text = cell(field.description.as_deref().unwrap_or_default());
         let _ = writeln!(page, "| `{path}` | {} | {default} | {text} |", type_of(field));
