@@ -57,6 +57,10 @@ pub async fn serve(
     engine: Engine,
     shutdown: impl Future<Output = ()>,
 ) {
+    if let Err(error) = socket::prepare(&listener) {
+        // Works without, at a higher price for slow and vanished peers.
+        tracing::warn!(%error, "public port: cannot set the options of its socket");
+    }
     let mut shutdown = pin!(shutdown);
     let (stop, stopped) = watch::channel(false);
     loop {
@@ -96,9 +100,6 @@ struct Connection {
 
 impl Connection {
     async fn serve(mut self, mut socket: TcpStream) {
-        if socket::prepare(&socket).is_err() {
-            return;
-        }
         let read = tokio::select! {
             read = timeout(HEAD_DEADLINE, read_head(&mut socket)) => read,
             _ = self.stopped.changed() => return,
@@ -240,21 +241,29 @@ async fn tower_call(
 async fn read_head(socket: &mut TcpStream) -> std::io::Result<(Head, Vec<u8>)> {
     let mut bytes = Vec::new();
     loop {
-        socket.readable().await?;
-        // On the stack: most heads come whole, and what is kept of them is exactly as large.
-        let mut buffer = [0; 4096];
-        let read = match socket.try_read(&mut buffer) {
+        match read_some(socket, &mut bytes) {
             Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => read,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                socket.readable().await?;
+                continue;
+            }
             Err(error) => return Err(error),
-        };
-        bytes.extend_from_slice(buffer.get(..read).unwrap_or_default());
+        }
         match head::parse(&bytes) {
             Head::Partial if bytes.len() < head::LARGEST => {}
             head => return Ok((head, bytes)),
         }
     }
+}
+
+/// Appends what the socket has. The buffer is on the stack of this call, not in the task: most heads come
+/// whole, and what is kept of them is exactly as large.
+fn read_some(socket: &TcpStream, bytes: &mut Vec<u8>) -> std::io::Result<usize> {
+    let mut buffer = [0; 4096];
+    let read = socket.try_read(&mut buffer)?;
+    bytes.extend_from_slice(buffer.get(..read).unwrap_or_default());
+    Ok(read)
 }
 
 /// The head of an answer, after which the connection closes.

@@ -120,8 +120,14 @@ impl Handle {
     }
 
     pub(super) fn send(&self, command: Command) {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(command);
-        self.wake();
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.push(command);
+        // Whoever put the first one in has woken the shard already.
+        let first = inbox.len() == 1;
+        drop(inbox);
+        if first {
+            self.wake();
+        }
     }
 
     fn wake(&self) {
