@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Method, Request, body::Incoming};
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
 use tokio::time::timeout;
 
@@ -49,7 +49,12 @@ impl Client {
     pub(crate) fn new(port: u16) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        let pool = legacy::Client::builder(TokioExecutor::new()).pool_max_idle_per_host(512).build(connector);
+        // Shorter than the servers' patience with an idle connection, which they would close under a request.
+        let pool = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(2))
+            .pool_max_idle_per_host(512)
+            .build(connector);
         Self { pool, base: format!("http://127.0.0.1:{port}") }
     }
 
