@@ -32,8 +32,8 @@ token: ## Print the principal token of the demo's VX11 cluster
 check: fmt-check lint test-unit check-generated check-scripts check-chart check-docs ## Everything that needs no cluster
 test: test-unit test-e2e ## Every test: unit, property, snapshot, API server, end to end
 test-unit: ## Unit, property and snapshot tests
-	$(CARGO) test -q --workspace --exclude vx11-tests
-	$(CARGO) test -q -p vx11-tests --lib
+	@tests/twice.sh --workspace --exclude vx11-tests
+	@tests/twice.sh -p vx11-tests --lib
 test-e2e: ## API-server and end-to-end tests on the test cluster
 	@tests/e2e.sh
 lint: ## Clippy with every warning denied

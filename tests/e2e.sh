@@ -16,31 +16,14 @@ if [ $# != 0 ]; then
   exit
 fi
 
-# passed TARGET ARGUMENT…: runs one file of tests. What fails is run once more by itself, so that one hiccup of a
-# shared machine does not cost the whole run; it is named either way, and a second failure counts.
-again=()
-passed() {
-  local target=$1 log failed
-  shift
+for target in api_server cluster drift examples failure inputs scale; do
   step "tests/tests/$target.rs"
-  log=$(mktemp)
-  if cargo test -p vx11-tests --test "$target" --no-fail-fast -- "$@" 2>&1 | tee "$log"; then
-    rm -f "$log"
-    return
-  fi
-  mapfile -t failed < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log")
-  rm -f "$log"
-  [ ${#failed[@]} -gt 0 ] || fail "tests/tests/$target.rs did not run"
-  step "once more, by themselves: ${failed[*]}"
-  cargo test -p vx11-tests --test "$target" -- --exact --include-ignored --test-threads=1 "${failed[@]}" ||
-    fail "failed twice: ${failed[*]}"
-  again+=("${failed[@]}")
-}
-
-for target in api_server cluster drift examples failure inputs scale; do passed "$target" --test-threads=3; done
+  tests/twice.sh -p vx11-tests --test "$target" -- --test-threads=3
+done
 # These take the operator away from everybody else, so they run alone and one after the other.
-passed operator --include-ignored --test-threads=1
+step "tests/tests/operator.rs"
+tests/twice.sh -p vx11-tests --test operator -- --include-ignored --test-threads=1
 # What the audit log says that all of them used.
-passed verbs --test-threads=1
-if [ ${#again[@]} -gt 0 ]; then step "passed only the second time: ${again[*]}"; fi
+step "tests/tests/verbs.rs"
+tests/twice.sh -p vx11-tests --test verbs
 step "end-to-end tests passed"
