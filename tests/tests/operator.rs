@@ -161,9 +161,9 @@ async fn an_upgrade_replaces_controllers_and_touches_no_cluster() {
             let asked = audit.read(OPERATOR);
             let writes: Vec<_> = asked
                 .iter()
-                .filter(|asked| {
-                    asked.namespace == sandbox.namespace && asked.is_write() && asked.resource != "events"
-                })
+                // Its status tells the load, which the requests of this very test change.
+                .filter(|asked| !["events", "vx11clusters/status"].contains(&asked.resource.as_str()))
+                .filter(|asked| asked.namespace == sandbox.namespace && asked.is_write())
                 .collect();
             assert!(writes.is_empty(), "{writes:?}");
             true
@@ -192,13 +192,13 @@ async fn a_quiet_operator_writes_nothing() {
             asked.retain(|asked| asked.is_write() && asked.namespace == sandbox.namespace);
             asked
         };
-        // What becoming Ready still has to say.
+        // What becoming Ready still has to say; load figures follow within 15 s.
         let mut silent = std::time::Instant::now();
-        eventually("ten seconds without a write after Ready", Duration::from_mins(1), async || {
+        eventually("20 seconds without a write after Ready", Duration::from_mins(2), async || {
             if !writes().await.is_empty() {
                 silent = std::time::Instant::now();
             }
-            (silent.elapsed() > Duration::from_secs(10)).then_some(())
+            (silent.elapsed() > Duration::from_secs(20)).then_some(())
         })
         .await;
         holds("the operator writes nothing", QUIET, async || {
