@@ -2,14 +2,17 @@
 //! write told. An object is read again only when the watch has seen a version that is not the known one.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::{facts::Facts, kinds::Kind, names};
+use kube::Resource;
+use vx11_crds::VX11Cluster;
+
+use crate::{facts::Facts, kinds::Kind, leader::REQUEST_DEADLINE, names};
 
 /// Namespace and name of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,13 +24,20 @@ pub struct ClusterKey {
 }
 
 impl ClusterKey {
-    /// The cluster that an object belongs to, by its labels.
+    /// The cluster that an object belongs to: its owner, which nobody edits by accident, or else by its label
+    /// (a pod is owned by what the cluster owns).
     #[must_use]
     pub fn of_child(metadata: &ObjectMeta) -> Option<Self> {
-        Some(Self {
-            namespace: metadata.namespace.clone()?,
-            name: metadata.labels.as_ref()?.get(names::INSTANCE)?.clone(),
-        })
+        let owner = metadata.owner_references.iter().flatten().find(|owner| {
+            owner.controller == Some(true)
+                && owner.kind == VX11Cluster::kind(&())
+                && owner.api_version == VX11Cluster::api_version(&())
+        });
+        let name = match owner {
+            Some(owner) => &owner.name,
+            None => metadata.labels.as_ref()?.get(names::INSTANCE)?,
+        };
+        Some(Self { namespace: metadata.namespace.clone()?, name: name.clone() })
     }
 }
 
@@ -97,16 +107,36 @@ impl Entry {
 
 type Entries = BTreeMap<(Kind, String), Entry>;
 
+/// How long the end of an object is remembered: longer than any answer about it can be on its way.
+const REMEMBERED: Duration = REQUEST_DEADLINE.saturating_mul(2);
+
+#[derive(Debug, Default)]
+struct Knowledge {
+    clusters: BTreeMap<ClusterKey, Entries>,
+    /// Uids of objects that a watch saw go, oldest first. The answer of a read that was sent before may
+    /// arrive after; a uid never comes back, so that it is known for what it is.
+    gone: VecDeque<(Instant, String)>,
+}
+
+impl Knowledge {
+    fn bury(&mut self, uid: String) {
+        while self.gone.front().is_some_and(|(at, _)| at.elapsed() > REMEMBERED) {
+            self.gone.pop_front();
+        }
+        self.gone.push_back((Instant::now(), uid));
+    }
+}
+
 /// The knowledge of all clusters; shared, and locked for moments only.
 #[derive(Debug, Default)]
 pub struct Cache {
-    clusters: Mutex<BTreeMap<ClusterKey, Entries>>,
+    knowledge: Mutex<Knowledge>,
 }
 
 impl Cache {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ClusterKey, Entries>> {
+    fn lock(&self) -> MutexGuard<'_, Knowledge> {
         // A panic elsewhere leaves plain data that is at worst stale, and a stale entry is read again.
-        self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
+        self.knowledge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A watch saw this version of an object.
@@ -122,16 +152,20 @@ impl Cache {
             .flatten()
             .find(|owner| owner.controller == Some(true))
             .map(|owner| owner.uid.clone());
-        let mut clusters = self.lock();
-        let entry = clusters.entry(cluster.clone()).or_default().entry((kind, name.clone())).or_default();
+        let mut knowledge = self.lock();
+        // An object that lost the label leaves the watch as if it were deleted, and returns with the label.
+        knowledge.gone.retain(|(_, gone)| gone != uid);
+        let entry =
+            knowledge.clusters.entry(cluster.clone()).or_default().entry((kind, name.clone())).or_default();
         entry.seen = Some(Seen { uid: uid.clone(), version: version.clone(), owner_uid });
     }
 
     /// A watch saw an object go.
     pub fn lose(&self, cluster: &ClusterKey, kind: Kind, metadata: &ObjectMeta) {
         let Some(name) = &metadata.name else { return };
-        let mut clusters = self.lock();
-        let Some(entries) = clusters.get_mut(cluster) else {
+        let mut knowledge = self.lock();
+        knowledge.bury(metadata.uid.clone().unwrap_or_default());
+        let Some(entries) = knowledge.clusters.get_mut(cluster) else {
             return;
         };
         let key = (kind, name.clone());
@@ -144,7 +178,7 @@ impl Cache {
             }
         }
         if entries.is_empty() {
-            clusters.remove(cluster);
+            knowledge.clusters.remove(cluster);
         }
     }
 
@@ -156,39 +190,43 @@ impl Cache {
         namespace: Option<&str>,
         listed: &BTreeSet<(ClusterKey, String)>,
     ) -> BTreeSet<ClusterKey> {
-        let mut bereaved = BTreeSet::new();
-        let mut clusters = self.lock();
-        for (cluster, entries) in clusters.iter_mut() {
+        let (mut bereaved, mut gone) = (BTreeSet::new(), Vec::new());
+        let mut knowledge = self.lock();
+        for (cluster, entries) in &mut knowledge.clusters {
             if namespace.is_some_and(|namespace| namespace != cluster.namespace) {
                 continue;
             }
             entries.retain(|(entry_kind, name), entry| {
-                let keep = *entry_kind != kind
-                    || entry.seen.is_none()
-                    || listed.contains(&(cluster.clone(), name.clone()));
-                if !keep {
-                    bereaved.insert(cluster.clone());
+                let Some(seen) = entry.seen.as_ref().filter(|_| *entry_kind == kind) else { return true };
+                if listed.contains(&(cluster.clone(), name.clone())) {
+                    return true;
                 }
-                keep
+                gone.push(seen.uid.clone());
+                bereaved.insert(cluster.clone());
+                false
             });
         }
-        clusters.retain(|_, entries| !entries.is_empty());
+        for uid in gone {
+            knowledge.bury(uid);
+        }
+        knowledge.clusters.retain(|_, entries| !entries.is_empty());
         bereaved
     }
 
     /// What is known of an object, if it is still true.
     #[must_use]
     pub fn facts(&self, cluster: &ClusterKey, kind: Kind, name: &str, freshness: Freshness) -> Option<Facts> {
-        let clusters = self.lock();
-        let entry = clusters.get(cluster)?.get(&(kind, name.to_owned()))?;
+        let knowledge = self.lock();
+        let entry = knowledge.clusters.get(cluster)?.get(&(kind, name.to_owned()))?;
         Some(entry.current(freshness)?.facts.clone())
     }
 
     /// Whether the object is known to be as this wish says.
     #[must_use]
     pub fn agrees(&self, cluster: &ClusterKey, kind: Kind, name: &str, wish: &str) -> bool {
-        let clusters = self.lock();
-        clusters
+        let knowledge = self.lock();
+        knowledge
+            .clusters
             .get(cluster)
             .and_then(|entries| entries.get(&(kind, name.to_owned())))
             .and_then(|entry| entry.current(Freshness::Watched))
@@ -210,8 +248,12 @@ impl Cache {
         else {
             return;
         };
-        let mut clusters = self.lock();
-        let entry = clusters.entry(cluster.clone()).or_default().entry((kind, name.clone())).or_default();
+        let mut knowledge = self.lock();
+        if knowledge.gone.iter().any(|(_, gone)| gone == uid) {
+            return;
+        }
+        let entry =
+            knowledge.clusters.entry(cluster.clone()).or_default().entry((kind, name.clone())).or_default();
         let agreed = agreed.or_else(|| {
             entry
                 .known
@@ -235,8 +277,8 @@ impl Cache {
 
     /// Drops what is known of an object, so that it is read again.
     pub fn doubt(&self, cluster: &ClusterKey, kind: Kind, name: &str) {
-        let mut clusters = self.lock();
-        if let Some(entries) = clusters.get_mut(cluster) {
+        let mut knowledge = self.lock();
+        if let Some(entries) = knowledge.clusters.get_mut(cluster) {
             let key = (kind, name.to_owned());
             if let Some(entry) = entries.get_mut(&key) {
                 entry.known = None;
@@ -251,6 +293,7 @@ impl Cache {
     #[must_use]
     pub fn children(&self, cluster: &ClusterKey) -> Vec<Child> {
         self.lock()
+            .clusters
             .get(cluster)
             .into_iter()
             .flatten()
@@ -269,14 +312,14 @@ impl Cache {
     /// Forgets what reads and writes told of a cluster that is gone. What the watches see of it goes when
     /// its objects do.
     pub fn forget(&self, cluster: &ClusterKey) {
-        let mut clusters = self.lock();
-        if let Some(entries) = clusters.get_mut(cluster) {
+        let mut knowledge = self.lock();
+        if let Some(entries) = knowledge.clusters.get_mut(cluster) {
             entries.retain(|_, entry| {
                 entry.known = None;
                 entry.seen.is_some()
             });
             if entries.is_empty() {
-                clusters.remove(cluster);
+                knowledge.clusters.remove(cluster);
             }
         }
     }
@@ -291,6 +334,8 @@ fn is_older(version: &str, than: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
     use super::*;
 
     const KIND: Kind = Kind::Service;
@@ -358,6 +403,49 @@ mod tests {
         learn(&cache, &version("b", "3"));
         cache.lose(&key(), KIND, &version("a", "2"));
         assert!(agrees(&cache), "the late news of the predecessor changes nothing");
+    }
+
+    #[test]
+    fn an_answer_that_the_deletion_overtook_brings_nothing_back() {
+        let cache = Cache::default();
+        cache.see(&key(), KIND, &version("a", "1"));
+        cache.lose(&key(), KIND, &version("a", "2"));
+        learn(&cache, &version("a", "1"));
+        assert!(!agrees(&cache), "it is gone");
+        learn(&cache, &version("b", "3"));
+        assert!(agrees(&cache), "its successor is another object");
+
+        cache.see(&key(), KIND, &version("b", "3"));
+        cache.retain(KIND, None, &BTreeSet::new());
+        learn(&cache, &version("b", "3"));
+        assert!(!agrees(&cache), "a new list did not name it");
+    }
+
+    #[test]
+    fn an_object_that_gets_its_label_back_is_known_again() {
+        let cache = Cache::default();
+        cache.see(&key(), KIND, &version("a", "1"));
+        cache.lose(&key(), KIND, &version("a", "2"));
+        cache.see(&key(), KIND, &version("a", "3"));
+        learn(&cache, &version("a", "3"));
+        assert!(agrees(&cache));
+    }
+
+    #[test]
+    fn an_object_belongs_to_its_owner_and_else_to_the_cluster_of_its_label() {
+        let labels = Some([(names::INSTANCE.to_owned(), "edited".to_owned())].into());
+        let metadata =
+            ObjectMeta { namespace: Some("simple-namespace".to_owned()), labels, ..ObjectMeta::default() };
+        assert_eq!(ClusterKey::of_child(&metadata).unwrap().name, "edited");
+        let owner = OwnerReference {
+            api_version: "vx11.io/v1alpha1".to_owned(),
+            kind: "VX11Cluster".to_owned(),
+            name: "simple-cluster".to_owned(),
+            controller: Some(true),
+            ..OwnerReference::default()
+        };
+        let metadata = ObjectMeta { owner_references: Some(vec![owner]), ..metadata };
+        assert_eq!(ClusterKey::of_child(&metadata), Some(key()));
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! The only way to the API server. Reads are free; every write asks the lease first, has a deadline and is
 //! counted.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
@@ -12,7 +16,7 @@ use kube::{
     },
     runtime::events::{Event, Recorder, Reporter},
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use thiserror::Error;
 use vx11_crds::VX11Cluster;
@@ -30,6 +34,9 @@ pub enum ClientError {
     /// This process does not hold the lease, so that it wrote nothing.
     #[error("not the leader: nothing was written")]
     NotLeader,
+    /// The namespace is being deleted, so that nothing was written: everything in it goes by itself.
+    #[error("namespace {0} is being deleted: nothing was written")]
+    NamespaceEnds(String),
     /// The API server did not answer in time.
     #[error("the API server did not answer within {} s", REQUEST_DEADLINE.as_secs())]
     Deadline,
@@ -63,7 +70,7 @@ impl ClientError {
                 kube::Error::Api(status) => Some(status.code),
                 _ => None,
             },
-            Self::NotLeader | Self::Deadline | Self::Render(_) => None,
+            Self::NotLeader | Self::NamespaceEnds(_) | Self::Deadline | Self::Render(_) => None,
         }
     }
 }
@@ -86,9 +93,14 @@ impl Manager {
     }
 }
 
+/// How long nothing is written to a namespace that was found to be going. A new one may take its name.
+pub const NAMESPACE_ENDS: Duration = Duration::from_secs(10);
+
 /// A client that writes only while its process leads.
 #[derive(Clone)]
 pub struct LeaderClient {
+    /// Namespaces that are being deleted, and when the API server said so.
+    ending: Arc<Mutex<BTreeMap<String, Instant>>>,
     client: Client,
     guard: LeaseGuard,
     metrics: Arc<Metrics>,
@@ -101,7 +113,13 @@ impl LeaderClient {
     pub fn new(client: Client, guard: LeaseGuard, metrics: Arc<Metrics>, identity: &str) -> Self {
         let reporter =
             Reporter { controller: names::OBJECT_MANAGER.to_owned(), instance: Some(identity.to_owned()) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, guard, metrics }
+        Self {
+            ending: Arc::default(),
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            guard,
+            metrics,
+        }
     }
 
     fn api(&self, kind: Kind, namespace: &str) -> Api<DynamicObject> {
@@ -131,14 +149,16 @@ impl LeaderClient {
         }
     }
 
-    /// The latest warning about the object with this uid.
+    /// The latest warning about the object with this uid. Failed scheduling is none: the pod's own status says so
+    /// as long as it is true, and the event stays after it.
     pub async fn latest_warning(
         &self,
         namespace: &str,
         uid: &str,
     ) -> Result<Option<k8s_openapi::api::core::v1::Event>, ClientError> {
         let api = Api::<k8s_openapi::api::core::v1::Event>::namespaced(self.client.clone(), namespace);
-        let selector = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning"));
+        let selector = ListParams::default()
+            .fields(&format!("involvedObject.uid={uid},type=Warning,reason!=FailedScheduling"));
         let events = within_deadline(api.list(&selector)).await?;
         Ok(events.items.into_iter().max_by_key(event_time))
     }
@@ -153,15 +173,13 @@ impl LeaderClient {
         manager: Manager,
         body: &Value,
     ) -> Result<DynamicObject, ClientError> {
-        self.check()?;
         let api = self.api(kind, namespace);
         let params = PatchParams::apply(manager.as_str());
         let patch = Patch::Apply(body);
-        let applied = match within_deadline(api.patch(name, &params, &patch)).await {
+        let applied = match self.write(namespace, api.patch(name, &params, &patch)).await {
             Err(error) if error.code() == Some(409) => {
                 tracing::info!(kind = kind.as_str(), namespace, name, conflict = %error, "taking back fields of ours");
-                self.check()?;
-                within_deadline(api.patch(name, &params.force(), &patch)).await
+                self.write(namespace, api.patch(name, &params.force(), &patch)).await
             }
             other => other,
         }?;
@@ -176,10 +194,9 @@ impl LeaderClient {
         namespace: &str,
         object: &DynamicObject,
     ) -> Result<DynamicObject, ClientError> {
-        self.check()?;
         let params =
             PostParams { field_manager: Some(names::OBJECT_MANAGER.to_owned()), ..PostParams::default() };
-        let created = within_deadline(self.api(kind, namespace).create(&params, object)).await?;
+        let created = self.write(namespace, self.api(kind, namespace).create(&params, object)).await?;
         self.metrics.wrote(kind.as_str(), Verb::Create);
         Ok(created)
     }
@@ -192,11 +209,31 @@ impl LeaderClient {
         name: &str,
         patch: &Value,
     ) -> Result<DynamicObject, ClientError> {
-        self.check()?;
+        self.patch(kind, namespace, name, &Patch::Merge(patch)).await
+    }
+
+    /// Carries out operations of a JSON patch (RFC 6902) on an object, all of them or none.
+    pub async fn edit(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        operations: Value,
+    ) -> Result<DynamicObject, ClientError> {
+        let patch = Patch::<()>::Json(serde_json::from_value(operations)?);
+        self.patch(kind, namespace, name, &patch).await
+    }
+
+    async fn patch<P: Serialize + std::fmt::Debug>(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        patch: &Patch<P>,
+    ) -> Result<DynamicObject, ClientError> {
         let params =
             PatchParams { field_manager: Some(names::OBJECT_MANAGER.to_owned()), ..PatchParams::default() };
-        let patched =
-            within_deadline(self.api(kind, namespace).patch(name, &params, &Patch::Merge(patch))).await?;
+        let patched = self.write(namespace, self.api(kind, namespace).patch(name, &params, patch)).await?;
         self.metrics.wrote(kind.as_str(), Verb::Patch);
         Ok(patched)
     }
@@ -211,13 +248,12 @@ impl LeaderClient {
         uid: &str,
         propagation: PropagationPolicy,
     ) -> Result<(), ClientError> {
-        self.check()?;
         let params = DeleteParams {
             propagation_policy: Some(propagation),
             preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
             ..DeleteParams::default()
         };
-        match within_deadline(self.api(kind, namespace).delete(name, &params)).await {
+        match self.write(namespace, self.api(kind, namespace).delete(name, &params)).await {
             Ok(_) => {
                 self.metrics.wrote(kind.as_str(), Verb::Delete);
                 Ok(())
@@ -235,19 +271,18 @@ impl LeaderClient {
         name: &str,
         body: &Value,
     ) -> Result<VX11Cluster, ClientError> {
-        self.check()?;
         let api = Api::<VX11Cluster>::namespaced(self.client.clone(), namespace);
         // Status has one writer: whoever else wrote it is overruled.
         let params = PatchParams::apply(names::STATUS_MANAGER).force();
-        let written = within_deadline(api.patch_status(name, &params, &Patch::Apply(body))).await?;
+        let written = self.write(namespace, api.patch_status(name, &params, &Patch::Apply(body))).await?;
         self.metrics.wrote("VX11Cluster", Verb::Status);
         Ok(written)
     }
 
     /// Publishes an event. Repetitions within six minutes are counted up, not added.
     pub async fn publish(&self, event: &Event, about: &ObjectReference) -> Result<(), ClientError> {
-        self.check()?;
-        within_deadline(self.recorder.publish(event, about)).await?;
+        let namespace = about.namespace.as_deref().unwrap_or_default();
+        self.write(namespace, self.recorder.publish(event, about)).await?;
         self.metrics.wrote("Event", Verb::Event);
         Ok(())
     }
@@ -258,8 +293,37 @@ impl LeaderClient {
         self.guard.may_write()
     }
 
-    fn check(&self) -> Result<(), ClientError> {
-        if self.may_write() { Ok(()) } else { Err(ClientError::NotLeader) }
+    /// One write, if this process leads and the namespace is there to stay.
+    async fn write<T>(
+        &self,
+        namespace: &str,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, ClientError> {
+        if !self.may_write() {
+            return Err(ClientError::NotLeader);
+        }
+        if self.ends(namespace) {
+            return Err(ClientError::NamespaceEnds(namespace.to_owned()));
+        }
+        let result = within_deadline(request).await;
+        if let Err(error) = &result
+            && error.code() == Some(403)
+            && error.to_string().contains("because it is being terminated")
+        {
+            self.ending().insert(namespace.to_owned(), Instant::now());
+            return Err(ClientError::NamespaceEnds(namespace.to_owned()));
+        }
+        result
+    }
+
+    fn ends(&self, namespace: &str) -> bool {
+        let mut ending = self.ending();
+        ending.retain(|_, since| since.elapsed() < NAMESPACE_ENDS);
+        ending.contains_key(namespace)
+    }
+
+    fn ending(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Instant>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

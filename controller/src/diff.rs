@@ -72,6 +72,47 @@ fn compare_lists(path: &str, wish: &[Value], live: &[Value], found: &mut Vec<Str
     }
 }
 
+/// Entries of merged lists that have the name of a wished entry and another key, as a JSON pointer to each with
+/// the entry that belongs there.
+#[must_use]
+pub fn impostors(wish: &Value, live: &Value) -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    find_impostors("", "", wish, live, &mut found);
+    found
+}
+
+fn find_impostors(path: &str, pointer: &str, wish: &Value, live: &Value, found: &mut Vec<(String, Value)>) {
+    match (wish, live) {
+        (Value::Object(wish), Value::Object(live)) => {
+            for (field, wish) in wish {
+                let path = if path.is_empty() { field.clone() } else { format!("{path}.{field}") };
+                if let Some(live) = live.get(field) {
+                    find_impostors(&path, &format!("{pointer}/{field}"), wish, live, found);
+                }
+            }
+        }
+        (Value::Array(wish), Value::Array(live)) => {
+            let Some(keys) = merge_keys(path) else { return };
+            let same_key = |a: &Value, b: &Value| keys.iter().all(|key| a.get(key) == b.get(key));
+            for entry in wish {
+                let twin = live.iter().enumerate().find(|(_, live)| same_key(entry, live));
+                let namesake = || {
+                    live.iter().position(|live| {
+                        entry.get("name").is_some_and(|name| live.get("name") == Some(name))
+                            && !wish.iter().any(|wish| same_key(wish, live))
+                    })
+                };
+                if let Some((at, live)) = twin {
+                    find_impostors(&format!("{path}[]"), &format!("{pointer}/{at}"), entry, live, found);
+                } else if let Some(at) = namesake() {
+                    found.push((format!("{pointer}/{at}"), entry.clone()));
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 /// Keys of the lists that Kubernetes merges, among those that owned objects have.
 fn merge_keys(path: &str) -> Option<&'static [&'static str]> {
     let list = path.rsplit('.').next()?;
@@ -167,6 +208,17 @@ mod tests {
     )]
     fn an_edited_field_is_named(#[case] wish: Value, #[case] live: Value, #[case] path: &str) {
         assert_eq!(differences(&wish, &live), [path]);
+    }
+
+    #[test]
+    fn an_entry_under_another_key_is_found_by_its_name() {
+        let wish = json!({"spec": {"ports": [{"port": 1, "name": "a"}, {"port": 2, "name": "b"}]}});
+        let live = json!({"spec": {"ports": [{"port": 3, "name": "other"}, {"port": 9, "name": "b"}, {"port": 1, "name": "a"}]}});
+        assert_eq!(impostors(&wish, &live), [("/spec/ports/1".to_owned(), json!({"port": 2, "name": "b"}))]);
+        let wish = json!({"containers": [{"name": "x", "ports": [{"containerPort": 1, "name": "a"}]}]});
+        let live = json!({"containers": [{"name": "x", "ports": [{"containerPort": 5, "name": "a"}]}]});
+        assert_eq!(impostors(&wish, &live)[0].0, "/containers/0/ports/0");
+        assert_eq!(impostors(&wish, &wish), []);
     }
 
     #[test]

@@ -133,6 +133,20 @@ fn merge(target: &mut Value, change: &Value) {
     }
 }
 
+/// An object after the operations of a JSON patch; of those, what the controller uses.
+fn edited(object: &Value, operations: &[Value]) -> Value {
+    let mut object = object.clone();
+    for operation in operations {
+        let target = object.pointer_mut(operation["path"].as_str().unwrap()).unwrap();
+        match operation["op"].as_str().unwrap() {
+            "test" => assert_eq!(*target, operation["value"]),
+            "replace" => *target = operation["value"].clone(),
+            other => panic!("{other} is not served"),
+        }
+    }
+    object
+}
+
 fn refusal(code: u16, message: &str) -> Response {
     let reason = match code {
         404 => "NotFound",
@@ -176,6 +190,10 @@ async fn serve(State(server): State<Arc<Mutex<Server>>>, request: Request) -> Re
         }
         Method::PATCH => {
             let change: Value = serde_json::from_slice(&body).unwrap();
+            let change = match change {
+                Value::Array(operations) => edited(&server.objects[&path], &operations),
+                change => change,
+            };
             server.write(&path, &change).to_string().into_response()
         }
         Method::DELETE => match server.objects.remove(&path) {

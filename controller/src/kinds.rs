@@ -93,14 +93,17 @@ impl Kind {
     pub const fn is_removable(self) -> bool {
         match self {
             Self::ConfigMap
-            | Self::Deployment
             | Self::Ingress
             | Self::NetworkPolicy
             | Self::PodDisruptionBudget
             | Self::Service
-            | Self::ServiceAccount
             | Self::StatefulSet => true,
-            Self::PersistentVolumeClaim | Self::Pod | Self::Secret => false,
+            // Every cluster has exactly one Deployment and one ServiceAccount.
+            Self::Deployment
+            | Self::PersistentVolumeClaim
+            | Self::Pod
+            | Self::Secret
+            | Self::ServiceAccount => false,
         }
     }
 }

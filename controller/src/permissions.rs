@@ -22,16 +22,18 @@ pub struct Rule {
 }
 
 const OWNED: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
+/// Of kinds that every cluster has one of as long as it lives.
+const KEPT: &[&str] = &["get", "list", "watch", "create", "patch"];
 
 /// Everything the controller does where clusters are. The chart's role is this list.
 pub const RULES: &[Rule] = &[
-    rule("vx11.io", "vx11clusters", &["get", "list", "watch"], "what to reconcile"),
+    rule("vx11.io", "vx11clusters", &["list", "watch"], "what to reconcile"),
     rule("vx11.io", "vx11clusters/status", &["patch"], "report"),
-    rule("apps", "deployments", OWNED, "the instances"),
+    rule("apps", "deployments", KEPT, "the instances"),
     rule("apps", "statefulsets", OWNED, "the Redis"),
     rule("", "services", OWNED, "names in DNS"),
     rule("", "configmaps", OWNED, "configuration of the Redis; journal of the scaling"),
-    rule("", "serviceaccounts", OWNED, "identity of the instances"),
+    rule("", "serviceaccounts", KEPT, "identity of the instances"),
     rule("policy", "poddisruptionbudgets", OWNED, "how many instances an eviction may take"),
     rule("networking.k8s.io", "networkpolicies", OWNED, "who may talk to the pods"),
     rule("networking.k8s.io", "ingresses", OWNED, "the route"),
@@ -136,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_missing_verb_is_described_for_a_person() {
-        let rule = rule("apps", "deployments", OWNED, "");
+        let rule = rule("apps", "deployments", KEPT, "");
         assert_eq!(describe(None, &rule, "patch"), "patch deployments.apps in all namespaces");
         let review = review(Some("a".to_owned()), &RULES[1], "patch");
         let attributes = review.spec.resource_attributes.unwrap();

@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     cache::ClusterKey,
-    client::ClientError,
+    client::{ClientError, NAMESPACE_ENDS},
     context::Context,
     diagnose::Trouble,
     scale::step::{Scaled, scale},
@@ -65,6 +65,7 @@ impl ReconcileError {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Client(ClientError::NotLeader) => "not_leader",
+            Self::Client(ClientError::NamespaceEnds(_)) => "namespace_ends",
             Self::Client(ClientError::Deadline) => "deadline",
             Self::Client(ClientError::Api(_)) => "api",
             Self::Client(ClientError::Render(_)) => "render",
@@ -84,7 +85,11 @@ pub async fn reconcile(cluster: Arc<VX11Cluster>, context: Arc<Context>) -> Resu
     let result = Box::pin(reconcile_once(&cluster, &context)).await;
     let outcome = result.as_ref().map_or_else(ReconcileError::reason, |_| "ok");
     context.metrics.reconciled(outcome, started.elapsed());
-    result
+    match result {
+        // Nothing is wrong and nothing can be done.
+        Err(ReconcileError::Client(ClientError::NamespaceEnds(_))) => Ok(Action::requeue(NAMESPACE_ENDS)),
+        result => result,
+    }
 }
 
 async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Action, ReconcileError> {

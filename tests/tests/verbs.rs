@@ -33,13 +33,6 @@ struct Rule {
     verbs: Vec<String>,
 }
 
-/// Rights that no test can make the operator use, each with the reason.
-const UNUSED_HERE: &[(&str, &str, &str, &str)] = &[
-    ("delete", "", "serviceaccounts", "removal treats every owned kind alike; each cluster keeps this one"),
-    ("delete", "apps", "deployments", "removal treats every owned kind alike; each cluster keeps this one"),
-    ("get", "vx11.io", "vx11clusters", "watched; a single one is read only when a watch is behind"),
-];
-
 fn granted() -> BTreeSet<Right> {
     let manifest = tool("helm", &["get", "manifest", "vx11-operator", "--namespace", "vx11-system"]);
     assert!(manifest.status.success(), "{}", String::from_utf8_lossy(&manifest.stderr));
@@ -86,11 +79,7 @@ async fn every_right_of_the_operator_is_used_and_none_is_missing() {
     }
     let missing: Vec<_> = used.difference(&granted).collect();
     assert!(missing.is_empty(), "the operator asked for what it may not: {missing:?}");
-    let excused: BTreeSet<Right> = UNUSED_HERE
-        .iter()
-        .map(|(verb, group, resource, _)| ((*verb).to_owned(), (*group).to_owned(), (*resource).to_owned()))
-        .collect();
-    let idle: Vec<_> = granted.difference(&used).filter(|right| !excused.contains(*right)).collect();
+    let idle: Vec<_> = granted.difference(&used).collect();
     assert!(
         idle.is_empty(),
         "no test made the operator use these rights, so it need not have them: {idle:?}"

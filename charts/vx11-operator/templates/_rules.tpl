@@ -6,19 +6,26 @@ list against controller/src/permissions.rs, so that nothing is granted that is n
 # The clusters themselves: what to do.
 - apiGroups: [vx11.io]
   resources: [vx11clusters]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # Report conditions and counts. The spec is the user's and is never written.
 - apiGroups: [vx11.io]
   resources: [vx11clusters/status]
   verbs: [patch]
-# Run the instances and the Redis. delete: a section changed its type, or a volume grows and the StatefulSet
-# is made anew around its pod.
+# Run the instances, and the identity they run with.
 - apiGroups: [apps]
-  resources: [deployments, statefulsets]
-  verbs: [get, list, watch, create, patch, delete]
-# Addresses, the configuration of the Redis, and the identity of the instances.
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
-  resources: [services, configmaps, serviceaccounts]
+  resources: [serviceaccounts]
+  verbs: [get, list, watch, create, patch]
+# Run the Redis. delete: the section changed its type, or the StatefulSet is made anew around its pod because a
+# field of it changed that Kubernetes keeps as it was born.
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [get, list, watch, create, patch, delete]
+# Addresses and the configuration of the Redis.
+- apiGroups: [""]
+  resources: [services, configmaps]
   verbs: [get, list, watch, create, patch, delete]
 # Keep instances serving while nodes are drained. delete: below two instances a budget would block drains.
 - apiGroups: [policy]

@@ -145,7 +145,9 @@ impl Report {
         match outcome {
             Ok(Outcome::Settled) => {}
             Ok(Outcome::Waiting) => self.applied.waiting = true,
-            Err(ApplyError::Client(ClientError::NotLeader)) => return Err(ClientError::NotLeader),
+            Err(ApplyError::Client(error @ (ClientError::NotLeader | ClientError::NamespaceEnds(_)))) => {
+                return Err(error);
+            }
             Err(error) => {
                 let object = format!("{} {name}", kind.as_str());
                 self.applied.failures.push(Failure {
@@ -215,7 +217,13 @@ impl Pass<'_> {
                 "somebody changed an owned object; putting it back"
             );
         }
-        let written = self.write(wish, &wish.body).await?;
+        let written = match self.write(wish, &wish.body).await {
+            Err(ApplyError::Client(error)) if error.code() == Some(422) => {
+                self.unseat(wish, &content).await?.ok_or(error)?;
+                self.write(wish, &wish.body).await?
+            }
+            other => other?,
+        };
         if written.metadata.resource_version == live.metadata.resource_version {
             self.context.metrics.wrote_without_change();
             tracing::warn!(
@@ -226,6 +234,23 @@ impl Pass<'_> {
             );
         }
         Ok(written)
+    }
+
+    /// Gives entries of lists that stand under a key of somebody's own, such as a port with another number, their
+    /// key back: an apply adds ours beside them, and the two do not go together. `None` when there are none.
+    async fn unseat(self, wish: &Wish, live: &Value) -> Result<Option<DynamicObject>, ApplyError> {
+        let impostors = diff::impostors(&wish.body, live);
+        if impostors.is_empty() {
+            return Ok(None);
+        }
+        let version = live.pointer("/metadata/resourceVersion");
+        let mut operations =
+            vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": version})];
+        for (path, value) in impostors {
+            operations.push(json!({"op": "replace", "path": path, "value": value}));
+        }
+        let namespace = &self.identity.namespace;
+        Ok(Some(self.context.client.edit(wish.kind, namespace, &wish.name, operations.into()).await?))
     }
 
     /// Creates a generated Secret once; keeps its labels and owner, never its contents.

@@ -57,9 +57,18 @@ pub(crate) async fn eventually(what: &str, within: Duration, mut is_so: impl Asy
     }
 }
 
-/// A port that nobody listens on now.
+/// A port that nobody listens on, and that no connection is given: the kernel draws those from 32768 on, so that
+/// a server which starts a moment later, or comes back after a fault, finds its port still free.
 pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const PORTS: std::ops::Range<u32> = 10_000..32_768;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let drawn = std::process::id().wrapping_mul(101).wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(PORTS.start + drawn % (PORTS.end - PORTS.start)).unwrap();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Sends a signal to a process that a test started.

@@ -119,6 +119,36 @@ async fn a_refused_object_is_named_and_does_not_stop_the_others() {
 }
 
 #[tokio::test]
+async fn to_a_namespace_that_goes_nothing_is_written_again() {
+    let api = FakeApi::start().await;
+    let going = "services \"x\" is forbidden: unable to create new content in namespace simple-namespace because it is being terminated";
+    api.fail(Method::PATCH, "/services/simple-cluster-backend", 1, Fault::Refuse(403, going));
+    let context = context(&api, LeaseGuard::open());
+    let error = Box::pin(apply(&context, &key(), prepared(3))).await.unwrap_err();
+    assert!(matches!(error, ClientError::NamespaceEnds(namespace) if namespace == "simple-namespace"));
+    api.take_seen();
+    Box::pin(apply(&context, &key(), prepared(3))).await.unwrap_err();
+    assert_eq!(api.take_writes(), []);
+}
+
+#[tokio::test]
+async fn a_port_under_another_number_is_given_its_own_back() {
+    let api = FakeApi::start().await;
+    let context = context(&api, LeaseGuard::open());
+    applied(&context, prepared(3)).await;
+    let ports = api.object(SERVICE).unwrap()["spec"]["ports"].clone();
+    let mut edited = ports.clone();
+    edited[0]["port"] = json!(9);
+    api.merge(SERVICE, &json!({"spec": {"ports": edited}}));
+    context.cache.doubt(&key(), Kind::Service, "simple-cluster-backend");
+    api.fail(Method::PATCH, "/services/simple-cluster-backend", 1, Fault::Refuse(422, "Duplicate value"));
+    api.take_seen();
+    assert!(applied(&context, prepared(3)).await.failures.is_empty());
+    assert_eq!(api.take_writes().len(), 3, "the refused apply, the edit, the apply");
+    assert_eq!(api.object(SERVICE).unwrap()["spec"]["ports"], ports);
+}
+
+#[tokio::test]
 async fn a_passing_error_is_retried_without_alarming_anybody() {
     let api = FakeApi::start().await;
     api.fail(Method::PATCH, "/configmaps/simple-cluster-redis", 1, Fault::Refuse(500, "etcd is busy"));

@@ -1,8 +1,9 @@
-//! The StatefulSet and its volume, which Kubernetes does not let grow together: first the claim grows, then
-//! the StatefulSet is made anew around the running pod.
+//! The StatefulSet, most of which Kubernetes keeps as it was born: when a field of that part is to change (its
+//! volume grows, a newer operator wishes for something else), the StatefulSet is made anew around the running
+//! pod. A volume grows by its claim first.
 
 use kube::api::PropagationPolicy;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Outcome, Pass,
@@ -15,6 +16,28 @@ use crate::{
     kinds::Kind,
     names, quantity,
 };
+
+/// Fields of its spec that Kubernetes lets change.
+const CHANGEABLE: [&str; 7] = [
+    "minReadySeconds",
+    "ordinals",
+    "persistentVolumeClaimRetentionPolicy",
+    "replicas",
+    "revisionHistoryLimit",
+    "template",
+    "updateStrategy",
+];
+
+/// What of a StatefulSet stays as it was born. Without claims it says so: a wish for none is a wish, too.
+fn frozen_part(stateful_set: &Value) -> Value {
+    let mut spec = stateful_set.get("spec").cloned().unwrap_or_default();
+    if let Some(spec) = spec.as_object_mut() {
+        spec.retain(|field, _| !CHANGEABLE.contains(&field.as_str()));
+        let claims = spec.get("volumeClaimTemplates").and_then(Value::as_array).map_or(0, Vec::len);
+        spec.insert("claims".to_owned(), json!(claims));
+    }
+    json!({"spec": spec})
+}
 
 impl Pass<'_> {
     pub(super) async fn ensure_stateful_set(
@@ -33,16 +56,8 @@ impl Pass<'_> {
         }
         let templates = "/spec/volumeClaimTemplates";
         let live_spec = serde_json::to_value(&live.data)?;
-        let same_claims = match (wish.body.pointer(templates), live_spec.pointer(templates)) {
-            (Some(wish), Some(live)) => diff::differences(
-                &json!({"volumeClaimTemplates": wish}),
-                &json!({"volumeClaimTemplates": live}),
-            )
-            .is_empty(),
-            (None, None) => true,
-            _ => false,
-        };
-        if same_claims {
+        let frozen = diff::differences(&frozen_part(&wish.body), &frozen_part(&live_spec));
+        if frozen.is_empty() {
             let live = self.correct(wish, live).await?;
             self.learn(wish.kind, live, Some(wish.fingerprint.clone()));
             return Ok(Outcome::Settled);
@@ -71,7 +86,8 @@ impl Pass<'_> {
         tracing::info!(
             namespace = self.identity.namespace,
             name = wish.name,
-            "making the StatefulSet anew around its pod: its volume claim template cannot change"
+            fields = frozen.join(", "),
+            "making the StatefulSet anew around its pod: Kubernetes does not change these fields"
         );
         let uid = live.metadata.uid.clone().unwrap_or_default();
         let namespace = &self.identity.namespace;

@@ -67,8 +67,6 @@ pub(super) fn explain(object: &str, error: &ApplyError) -> Option<Trouble> {
     let text = error.to_string();
     let detail = diagnose::quote(&text);
     match error.code()? {
-        // The namespace goes, and the cluster with it.
-        403 if text.contains("being terminated") => None,
         403 if text.contains("exceeded quota") => Some(Trouble::new(
             "QuotaExceeded",
             format!("{object} cannot be created: {detail}; raise the ResourceQuota or free some of it"),
