@@ -77,11 +77,13 @@ granted() {
     }' | sort -u
 }
 used() {
-  local source owned
+  local source name verbs
   source=$(sed '/^mod tests/,$d' controller/src/permissions.rs | tr -d '\n')
-  owned=$(grep -oE 'const OWNED: &\[&str\] = &\[[^]]*\]' <<<"$source" | sed 's/.*= &\[//; s/\]//')
-  grep -oE 'rule\( *"[^"]*", *"[^"]*", *(OWNED|&\[[^]]*\])' <<<"$source" |
-    sed "s/OWNED/\&[$owned]/" |
+  for name in OWNED KEPT; do
+    verbs=$(grep -oE "const $name: &\[&str\] = &\[[^]]*\]" <<<"$source" | sed 's/.*= //')
+    source=${source//", $name,"/", $verbs,"}
+  done
+  grep -oE 'rule\( *"[^"]*", *"[^"]*", *&\[[^]]*\]' <<<"$source" |
     sed -E 's/rule\( *"([^"]*)", *"([^"]*)", *&\[(.*)\]/\1|\2|\3/' |
     awk -F '|' '{gsub(/"| /, "", $3); count = split($3, verbs, ","); for (i = 1; i <= count; i++) if (verbs[i] != "") print $1 "/" $2, verbs[i]}' |
     sort -u
