@@ -8,10 +8,11 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
+use serde_json::json;
 use vx11_crds::VX11Cluster;
-use vx11_tests::harness::{EventStream, Sandbox, TOKEN, eventually, kubectl, sandbox};
+use vx11_tests::harness::{EventStream, Sandbox, TOKEN, eventually, kubectl, sandbox, tool};
 
 const INSTANCE_ID: &str = "/operator/internal/instance-id";
 
@@ -180,6 +181,92 @@ async fn a_change_of_the_image_rolls_with_no_failed_request() {
         .await;
         assert!(answered > 100, "only {answered} requests were made during the roll");
         sandbox.until("simple", "Ready", "True").await;
+    })
+    .await;
+}
+
+/// Creates or replaces a Secret of one key.
+async fn secret(sandbox: &Sandbox, name: &str, key: &str, value: &str) {
+    let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "stringData": { key: value } });
+    let secrets: Api<Secret> = sandbox.api();
+    secrets.patch(name, &PatchParams::apply("e2e").force(), &Patch::Apply(&secret)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_changed_secret_rolls_what_depends_on_it_once() {
+    sandbox("secret", async |sandbox| {
+        secret(sandbox, "mine", "password", "the-first-password").await;
+        sandbox
+            .ready(
+                "simple",
+                "{instances: 1, backend: {stream: {drainSeconds: 0}}, redis: {auth: {secretName: mine}}}",
+            )
+            .await;
+        let (deployments, sets): (Api<Deployment>, Api<StatefulSet>) = (sandbox.api(), sandbox.api());
+        let generations = async || {
+            let deployment = deployments.get("simple-backend").await.unwrap().metadata.generation.unwrap();
+            (deployment, sets.get("simple-redis").await.unwrap().metadata.generation.unwrap())
+        };
+        let before = generations().await;
+        secret(sandbox, "mine", "password", "the-second-password").await;
+        let rolled = (before.0 + 1, before.1 + 1);
+        eventually("both are written to", Duration::from_secs(40), async || {
+            (generations().await == rolled).then_some(())
+        })
+        .await;
+        sandbox.until("simple", "Ready", "True").await;
+        let second = "redis-cli -a the-second-password --no-auth-warning PING";
+        eventually("the Redis has the second password", Duration::from_secs(60), async || {
+            let output = tool(
+                "kubectl",
+                &["-n", &sandbox.namespace, "exec", "simple-redis-0", "--", "sh", "-c", second],
+            );
+            String::from_utf8_lossy(&output.stdout).contains("PONG").then_some(())
+        })
+        .await;
+        sandbox.until("simple", "Ready", "True").await;
+        sandbox.token("simple", &sandbox.ingress("simple")).await;
+        assert_eq!(generations().await, rolled, "once");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn principals_rotate_without_a_restart() {
+    sandbox("rotate", async |sandbox| {
+        secret(sandbox, "people", "alice", "the-first-token-of-alice").await;
+        sandbox
+            .ready(
+                "simple",
+                "{instances: 1, redis: {type: None}, backend: {principalTokens: {secretName: people}}}",
+            )
+            .await;
+        let route = sandbox.ingress("simple");
+        let issue =
+            async |principal: &str| route.post(TOKEN, &[("x-vx11-token", principal)], "").await.status;
+        assert_eq!(issue("the-first-token-of-alice").await, 200);
+        let pod = sandbox.pods("simple", "backend").await.remove(0);
+        // Both are good while clients move over.
+        secret(sandbox, "people", "alice", "the-first-token-of-alice\nthe-second-token-of-alice").await;
+        // The kubelet brings a changed Secret into the pod within a minute or so.
+        eventually("the second token is accepted", Duration::from_mins(3), async || {
+            assert_eq!(issue("the-first-token-of-alice").await, 200);
+            (issue("the-second-token-of-alice").await == 200).then_some(())
+        })
+        .await;
+        secret(sandbox, "people", "alice", "the-second-token-of-alice").await;
+        eventually("the first token is refused", Duration::from_mins(3), async || {
+            assert_eq!(issue("the-second-token-of-alice").await, 200);
+            (issue("the-first-token-of-alice").await == 401).then_some(())
+        })
+        .await;
+        let now = sandbox.pods("simple", "backend").await.remove(0);
+        assert_eq!(now.metadata.uid, pod.metadata.uid, "the pod stayed");
+        assert_eq!(
+            now.status.unwrap().container_statuses.unwrap()[0].restart_count,
+            0,
+            "and its process too"
+        );
     })
     .await;
 }

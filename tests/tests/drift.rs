@@ -76,8 +76,9 @@ async fn each_owned_field_edited_by_hand_is_put_back() {
         sandbox.apply("simple", NOWHERE).await;
         sandbox.until("simple", "LoadBalancerReady", "True").await;
         sandbox.until("simple", "BackendReady", "False").await;
-        let all = owned().into_iter().filter(|(kind, _)| kind.kind != "Secret");
-        let edits = all.map(|(kind, name)| async move { edit_every_field(sandbox, &kind, name).await });
+        let edits = owned()
+            .into_iter()
+            .map(|(kind, name)| async move { edit_every_field(sandbox, &kind, name).await });
         let edited: usize = futures::future::join_all(edits).await.into_iter().sum();
         assert!(edited > 100, "only {edited} fields could be edited");
     })
@@ -152,12 +153,15 @@ fn owned_fields(object: &Value) -> Vec<String> {
             collect(&manager["fieldsV1"], object, "", &[], &mut paths);
         }
     }
-    // With another owner in these the garbage collector would take the object for an orphan.
-    let kept = |path: &String| {
-        !(path.starts_with("/metadata/ownerReferences")
-            && ["/apiVersion", "/kind", "/name", "/uid"].iter().any(|end| path.ends_with(end)))
+    // With another owner in these the garbage collector would take the object for an orphan. The contents of a
+    // Secret are drawn once, and then the user's to change.
+    let is_secret = object["kind"] == "Secret";
+    let is_kept_from = |path: &String| {
+        let names_the_owner = ["/apiVersion", "/kind", "/name", "/uid"].iter().any(|end| path.ends_with(end));
+        (is_secret && path.starts_with("/data/"))
+            || (path.starts_with("/metadata/ownerReferences") && names_the_owner)
     };
-    paths.into_iter().filter(kept).collect()
+    paths.into_iter().filter(|path| !is_kept_from(path)).collect()
 }
 
 fn collect(fields: &Value, value: &Value, path: &str, keys: &[String], paths: &mut BTreeSet<String>) {

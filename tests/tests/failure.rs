@@ -1,11 +1,11 @@
 //! Instances and the Redis fail; clients notice as little as promised.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::Method;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::DeleteParams};
-use vx11_tests::harness::{EventStream, Follower, Sandbox, TOKEN, eventually, holds, kubectl, sandbox};
+use vx11_tests::harness::{EventStream, Follower, Sandbox, TOKEN, eventually, holds, sandbox, tool};
 
 /// Publishes numbered texts one after the other through the Ingress; failed ones are tried again with the same
 /// text, as a careful publisher does.
@@ -102,42 +102,74 @@ async fn a_rollout_loses_no_event_of_any_stream() {
 }
 
 #[tokio::test]
-async fn without_redis_for_30_seconds_no_stream_closes_and_tokens_go_on() {
-    sandbox("noredis", async |sandbox| {
-        sandbox.ready("simple", "{instances: 2}").await;
-        let instances = sandbox.instances("simple").await;
-        let principal = sandbox.principal("simple").await;
-        let token = sandbox.token("simple", &instances[0].public()).await;
-        let mut streams = Vec::new();
-        for instance in &instances {
-            let mut stream =
-                EventStream::open(&instance.public(), &format!("?token={token}"), &[]).await.unwrap();
-            stream.until("snapshot", Duration::from_secs(5)).await;
-            streams.push(stream);
-        }
-        // Every command waits: a Redis that is there and says nothing.
-        let pause = "REDISCLI_AUTH=$(cat /etc/vx11/redis/password) redis-cli CLIENT PAUSE 30000 ALL";
-        kubectl(&["-n", &sandbox.namespace, "exec", "simple-redis-0", "--", "sh", "-c", pause]);
+async fn with_a_redis_that_is_silent_for_30_seconds_no_stream_closes_and_tokens_go_on() {
+    sandbox("silent", async |sandbox| {
+        // Every command waits.
+        without_redis(sandbox, async || redis_cli(sandbox, "CLIENT PAUSE 30000 ALL")).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_a_redis_that_is_gone_for_30_seconds_no_stream_closes_and_tokens_go_on() {
+    sandbox("gone", async |sandbox| {
+        let over = Instant::now() + Duration::from_secs(30);
+        without_redis(sandbox, async || {
+            // The kubelet starts it again and again; it ends each time.
+            while Instant::now() < over {
+                redis_cli(sandbox, "SHUTDOWN NOSAVE");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Runs a command in the Redis, if there is one at this moment.
+fn redis_cli(sandbox: &Sandbox, command: &str) {
+    let command = format!("REDISCLI_AUTH=$(cat /etc/vx11/redis/password) redis-cli {command}");
+    let _ =
+        tool("kubectl", &["-n", &sandbox.namespace, "exec", "simple-redis-0", "--", "sh", "-c", &command]);
+}
+
+/// What has to hold while a Redis is taken away for a while, and after.
+async fn without_redis(sandbox: &Sandbox, take_away: impl AsyncFnOnce()) {
+    sandbox.ready("simple", "{instances: 2}").await;
+    let instances = sandbox.instances("simple").await;
+    let principal = sandbox.principal("simple").await;
+    let token = sandbox.token("simple", &instances[0].public()).await;
+    let mut streams = Vec::new();
+    for instance in &instances {
+        let mut stream =
+            EventStream::open(&instance.public(), &format!("?token={token}"), &[]).await.unwrap();
+        stream.until("snapshot", Duration::from_secs(5)).await;
+        streams.push(stream);
+    }
+    let watched = async {
         sandbox.until("simple", "Degraded", "True").await;
         assert_eq!(sandbox.condition("simple", "RedisReady").await.unwrap().status, "False");
-        // Issued on one, accepted on the other, while Redis is silent.
+        // Issued on one, accepted on the other, while there is no Redis.
         for (here, there) in [(0, 1), (1, 0)] {
             let answer = instances[here].public().post(TOKEN, &[("x-vx11-token", &principal)], "").await;
             assert_eq!(answer.status, 200, "{}", answer.text);
             let token = answer.json()["sse_token"].as_str().unwrap().to_owned();
             EventStream::open(&instances[there].public(), &format!("?token={token}"), &[]).await.unwrap();
         }
-        sandbox.until("simple", "Ready", "True").await;
-        // The streams of before are still open: heartbeats went on.
-        for stream in &mut streams {
-            stream.until("heartbeat", Duration::from_secs(20)).await;
-        }
-        sandbox.publish(&principal, &instances[0].public(), "after").await.unwrap();
-        for stream in &mut streams {
-            assert_eq!(stream.until("message", Duration::from_secs(5)).await.data, "\"after\"");
-        }
+    };
+    futures::future::join(take_away(), watched).await;
+    sandbox.until("simple", "Ready", "True").await;
+    // The streams of before are still open: heartbeats went on.
+    for stream in &mut streams {
+        stream.until("heartbeat", Duration::from_secs(20)).await;
+    }
+    eventually("an event is accepted again", Duration::from_secs(20), async || {
+        sandbox.publish(&principal, &instances[0].public(), "after").await.ok()
     })
     .await;
+    for stream in &mut streams {
+        assert_eq!(stream.until("message", Duration::from_secs(5)).await.data, "\"after\"");
+    }
 }
 
 #[tokio::test]

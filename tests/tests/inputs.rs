@@ -170,7 +170,6 @@ impl Drop for SmallVolume {
 }
 
 #[tokio::test]
-#[ignore = "needs root on a node of the test cluster, for a volume of a few megabytes: run it with --ignored"]
 async fn a_full_disk_is_told_and_the_instances_go_on() {
     sandbox("full", async |sandbox| {
         let volume = SmallVolume::new(sandbox);

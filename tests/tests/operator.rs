@@ -14,10 +14,12 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
+    core::ApiResource,
 };
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard};
+use vx11_crds::VX11Cluster;
 use vx11_tests::harness::{
     Audit, EventStream, OPERATOR, Sandbox, TOKEN, eventually, holds, install_operator, operator_installed,
     sandbox, tool,
@@ -174,6 +176,51 @@ async fn an_upgrade_replaces_controllers_and_touches_no_cluster() {
         assert_eq!(pods(sandbox).await, before, "no pod was replaced or restarted");
         assert_eq!(generations(sandbox).await, written, "no workload was written to");
         tokio::task::spawn_blocking(|| install_operator(&[])).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "loosens the definition for a moment: run it alone, with --ignored"]
+async fn an_object_that_cannot_be_read_is_told_and_the_others_go_on() {
+    let _turn = turn().await;
+    sandbox("malformed", async |sandbox| {
+        sandbox.ready("simple", "{instances: 1, redis: {type: None}}").await;
+        // As a newer version's definition might, it lets a value through that this version cannot read.
+        let definitions: Api<CustomResourceDefinition> = Api::all(sandbox.client.clone());
+        let field = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/instances";
+        let definition = serde_json::to_value(definitions.get("vx11clusters.vx11.io").await.unwrap()).unwrap();
+        let strict = definition.pointer(field).unwrap().clone();
+        let put = async |schema: &serde_json::Value| {
+            let edit = json!([{ "op": "replace", "path": field, "value": schema }]);
+            let patch: Patch<()> = Patch::Json(serde_json::from_value(edit).unwrap());
+            definitions.patch("vx11clusters.vx11.io", &PatchParams::default(), &patch).await.unwrap();
+        };
+        put(&json!({ "x-kubernetes-preserve-unknown-fields": true })).await;
+        let clusters: Api<DynamicObject> = Api::namespaced_with(
+            sandbox.client.clone(),
+            &sandbox.namespace,
+            &ApiResource::erase::<VX11Cluster>(&()),
+        );
+        let odd = json!({ "apiVersion": "vx11.io/v1alpha1", "kind": "VX11Cluster", "metadata": { "name": "odd" }, "spec": { "instances": { "many": true } } });
+        let made = eventually("the API server takes the odd one", Duration::from_secs(30), async || {
+            clusters.patch("odd", &PatchParams::apply("e2e").force(), &Patch::Apply(&odd)).await.ok()
+        });
+        made.await;
+        eventually("an event tells what is wrong with it", Duration::from_secs(30), async || {
+            sandbox.events("odd").await.iter().any(|event| event.contains("instances")).then_some(())
+        })
+        .await;
+        // The others go on: a new one, and a change of an old one.
+        sandbox.ready("other", "{instances: 1, redis: {type: None}}").await;
+        sandbox.api::<Deployment>().delete("simple-backend", &DeleteParams::default()).await.unwrap();
+        eventually("the deleted object comes back", Duration::from_secs(5), async || {
+            sandbox.api::<Deployment>().get_opt("simple-backend").await.unwrap()
+        })
+        .await;
+        clusters.delete("odd", &DeleteParams::default()).await.unwrap();
+        put(&strict).await;
+        sandbox.until("simple", "Ready", "True").await;
     })
     .await;
 }

@@ -11,7 +11,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::{StreamExt, stream};
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::api::{apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, core::v1::Pod};
 use kube::{
     Api,
     api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams},
@@ -121,10 +121,10 @@ impl Publisher {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_count_follows_the_clients_across_each_edge_of_the_formula() {
     sandbox("edges", async |sandbox| {
-        // A hundredth of the guide's instance: 20 clients, at 95 % from two on: 20, 38, 57.
-        sandbox.ready("simple", &small(1, "clientsPerInstance: 20, rebalance: false, maxInstances: 6")).await;
+        // The guide's own numbers: 500 clients an instance, at 95 % from two on.
+        sandbox.ready("simple", &small(1, "rebalance: false, maxInstances: 6")).await;
         let mut followers = Vec::new();
-        for (clients, instances) in [(20, 1), (21, 2), (38, 2), (39, 3), (57, 3), (58, 4)] {
+        for (clients, instances) in [(500, 1), (501, 2), (950, 2), (951, 3), (1425, 3), (1426, 4)] {
             followers.extend(follow(sandbox, clients - followers.len()).await);
             let told =
                 eventually(&format!("{clients} clients are seen and decided for"), PATIENCE, async || {
@@ -427,6 +427,35 @@ async fn the_scale_subresource_drains_too() {
         until_replicas(sandbox, 1).await;
         until_serving(sandbox, 1).await;
         publisher.stop_and_check(&followers).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_horizontal_pod_autoscaler_sets_the_count() {
+    sandbox("hpa", async |sandbox| {
+        sandbox.ready("simple", &small(1, "")).await;
+        // Below its minimum and above its maximum it needs no metric to know what to do.
+        let bounds = async |least: i32, most: i32| {
+            let autoscaler = json!({
+                "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "simple"},
+                "spec": {
+                    "scaleTargetRef": {"apiVersion": "vx11.io/v1alpha1", "kind": "VX11Cluster", "name": "simple"},
+                    "minReplicas": least, "maxReplicas": most,
+                },
+            });
+            let autoscalers: Api<HorizontalPodAutoscaler> = sandbox.api();
+            let params = PatchParams::apply("e2e").force();
+            autoscalers.patch("simple", &params, &Patch::Apply(&autoscaler)).await.unwrap();
+        };
+        bounds(3, 4).await;
+        until_replicas(sandbox, 3).await;
+        assert_eq!(sandbox.cluster("simple").await.spec.instances, 3);
+        until_serving(sandbox, 3).await;
+        bounds(1, 2).await;
+        until_replicas(sandbox, 2).await;
+        until_serving(sandbox, 2).await;
+        sandbox.until("simple", "Ready", "True").await;
     })
     .await;
 }

@@ -143,23 +143,13 @@ pub fn needs_telling(instance: &Instance) -> bool {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{
-        super::observation::{Observed, Reading},
-        *,
-    };
+    use super::{super::observation::Observed, *};
 
     fn instance(name: &str, streams: u64, created: u64, zone: &str) -> Instance {
         Instance {
-            name: name.into(),
             created: Moment(created),
             zone: (!zone.is_empty()).then(|| zone.into()),
-            pending: false,
-            ready: true,
-            terminating: false,
-            mark: None,
-            load: Observed::Known {
-                value: Reading { streams, issuances_per_second: Some(0), draining: false },
-            },
+            ..Instance::serving(name, streams, 0)
         }
     }
 

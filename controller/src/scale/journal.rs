@@ -166,26 +166,12 @@ fn time(moment: Moment) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::observation::{Instance, Observed, Reading},
-        *,
-    };
+    use super::{super::observation::Instance, *};
 
     fn entry(streams: u64, at: u64) -> Entry {
         let observed = Observation {
             replicas: 1,
-            instances: vec![Instance {
-                name: "simple-backend-a".into(),
-                created: Moment(0),
-                zone: None,
-                pending: false,
-                ready: true,
-                terminating: false,
-                mark: None,
-                load: Observed::Known {
-                    value: Reading { streams, issuances_per_second: Some(3), draining: false },
-                },
-            }],
+            instances: vec![Instance::serving("simple-backend-a", streams, 3)],
             ..Observation::default()
         };
         let (policy, history) = (Policy::default(), History::default());

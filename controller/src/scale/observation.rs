@@ -145,6 +145,24 @@ pub enum Lifecycle {
     Terminating,
 }
 
+#[cfg(test)]
+impl Instance {
+    /// One that serves and reports.
+    pub fn serving(name: impl Into<String>, streams: u64, issuances_per_second: u64) -> Self {
+        let reading = Reading { streams, issuances_per_second: Some(issuances_per_second), draining: false };
+        Self {
+            name: name.into(),
+            created: Moment(0),
+            zone: None,
+            pending: false,
+            ready: true,
+            terminating: false,
+            mark: None,
+            load: Observed::Known { value: reading },
+        }
+    }
+}
+
 impl Instance {
     /// Where it stands.
     #[must_use]

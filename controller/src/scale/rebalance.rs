@@ -90,27 +90,13 @@ pub fn plan_pass<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::observation::{Observed, Reading},
-        *,
-    };
+    use super::*;
 
     fn instances(streams: &[u64]) -> Vec<Instance> {
         streams
             .iter()
             .enumerate()
-            .map(|(index, &streams)| Instance {
-                name: format!("pod-{index}"),
-                created: Moment(0),
-                zone: None,
-                pending: false,
-                ready: true,
-                terminating: false,
-                mark: None,
-                load: Observed::Known {
-                    value: Reading { streams, issuances_per_second: Some(0), draining: false },
-                },
-            })
+            .map(|(index, &streams)| Instance::serving(format!("pod-{index}"), streams, 0))
             .collect()
     }
 

@@ -246,18 +246,10 @@ mod tests {
     };
 
     fn observed(streams: &[u64]) -> Observation {
-        let instances = streams.iter().enumerate().map(|(index, streams)| Instance {
-            name: format!("simple-backend-{index}"),
-            created: Moment(0),
-            zone: None,
-            pending: false,
-            ready: true,
-            terminating: false,
-            mark: None,
-            load: Observed::Known {
-                value: Reading { streams: *streams, issuances_per_second: Some(4), draining: false },
-            },
-        });
+        let instances = streams
+            .iter()
+            .enumerate()
+            .map(|(index, &streams)| Instance::serving(format!("simple-backend-{index}"), streams, 4));
         Observation {
             replicas: streams.len().try_into().unwrap(),
             instances: instances.collect(),

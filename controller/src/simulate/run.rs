@@ -269,25 +269,7 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scale::{
-        observation::{Observed, Reading},
-        policy::Policy,
-    };
-
-    fn instance(name: &str, streams: u64) -> Instance {
-        Instance {
-            name: name.into(),
-            created: Moment(0),
-            zone: None,
-            pending: false,
-            ready: true,
-            terminating: false,
-            mark: None,
-            load: Observed::Known {
-                value: Reading { streams, issuances_per_second: Some(0), draining: false },
-            },
-        }
-    }
+    use crate::scale::{observation::Observed, policy::Policy};
 
     fn judged(seen: &Observation, forge: impl Fn(&mut Decision)) -> Vec<String> {
         let mut decision = decide(&Policy::default(), seen, &History::default(), Moment(1000));
@@ -305,7 +287,7 @@ mod tests {
     fn the_judges_see_a_broken_promise() {
         let mut seen = Observation {
             replicas: 2,
-            instances: vec![instance("a", 400), instance("b", 10)],
+            instances: vec![Instance::serving("a", 400, 0), Instance::serving("b", 10, 0)],
             ..Observation::default()
         };
         assert_eq!(judged(&seen, |_| {}), Vec::<String>::new());

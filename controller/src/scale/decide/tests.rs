@@ -19,16 +19,7 @@ fn missing(reason: &str) -> Observed<Reading> {
 }
 
 fn ready(name: &str, streams: u64) -> Instance {
-    Instance {
-        name: name.into(),
-        created: Moment(0),
-        zone: None,
-        pending: false,
-        ready: true,
-        terminating: false,
-        mark: None,
-        load: known(streams),
-    }
+    Instance::serving(name, streams, 0)
 }
 
 fn starting(name: &str) -> Instance {
