@@ -151,6 +151,11 @@ pub struct StreamConfig {
     #[arg(id = "drain", long = "drain", env = "VX11_DRAIN_SEC", default_value_t = 20,
           value_parser = clap::value_parser!(u32).range(0..=600))]
     pub drain_seconds: u32,
+    /// Seconds between a requested drain and its first closing, 0 to 60: as long as it takes until the load
+    /// balancer knows that this instance is not ready. The end of the process has its own (a preStop hook).
+    #[arg(id = "drain_delay", long = "drain-delay", env = "VX11_DRAIN_DELAY_SEC", default_value_t = 0,
+          value_parser = clap::value_parser!(u32).range(0..=60))]
+    pub drain_delay_seconds: u32,
     /// How many events are kept for resuming clients.
     #[arg(id = "event_history", long = "event-history", env = "VX11_EVENT_HISTORY", default_value_t = 10_000,
           value_parser = clap::value_parser!(u32).range(5..=1_000_000))]

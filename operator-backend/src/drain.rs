@@ -1,9 +1,6 @@
 //! Serving, draining, stopped: the one state that readiness, the streams and the process end follow.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -27,14 +24,17 @@ pub struct Terminating;
 #[derive(Clone)]
 pub struct Drain {
     phase: Arc<watch::Sender<Phase>>,
-    terminating: Arc<AtomicBool>,
+    terminating: Arc<watch::Sender<bool>>,
 }
 
 impl Drain {
     /// A state that begins at [`Phase::Serving`].
     #[must_use]
     pub fn new() -> Self {
-        Self { phase: Arc::new(watch::Sender::new(Phase::Serving)), terminating: Arc::default() }
+        Self {
+            phase: Arc::new(watch::Sender::new(Phase::Serving)),
+            terminating: Arc::new(watch::Sender::new(false)),
+        }
     }
 
     /// The state now.
@@ -57,8 +57,14 @@ impl Drain {
 
     /// Begins to drain for the end of the process, which nobody can cancel.
     pub fn terminate(&self) {
-        self.terminating.store(true, Ordering::SeqCst);
+        self.terminating.send_replace(true);
         self.begin();
+    }
+
+    /// Resolves once the process is about to end.
+    pub async fn terminated(&self) {
+        // The sender lives in self, so waiting cannot fail.
+        let _ = self.terminating.subscribe().wait_for(|terminating| *terminating).await;
     }
 
     /// Back to serving; `Ok(false)` when it did not drain.
@@ -66,7 +72,7 @@ impl Drain {
     /// # Errors
     /// [`Terminating`] when the drain belongs to the end of the process.
     pub fn cancel(&self) -> Result<bool, Terminating> {
-        if self.terminating.load(Ordering::SeqCst) {
+        if *self.terminating.borrow() {
             return Err(Terminating);
         }
         Ok(self.shift(Phase::Draining, Phase::Serving))

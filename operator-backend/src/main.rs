@@ -99,7 +99,8 @@ async fn run(config: Config) -> Result<(), Failure> {
 
     tokio::spawn(admin::serve(admin, admin::router(Arc::clone(&app)), drain.clone()));
     let window = config.stream.drain_window();
-    tokio::spawn(follow_drain(drain.clone(), engine.clone(), Arc::clone(&metrics), window));
+    let delay = Duration::from_secs(config.stream.drain_delay_seconds.into());
+    tokio::spawn(follow_drain(drain.clone(), engine.clone(), Arc::clone(&metrics), delay, window));
     let stopped = drain.clone();
     let public = tokio::spawn(stream::serve(public, app::router(app), engine.clone(), async move {
         stopped.stopped().await;
@@ -124,14 +125,28 @@ async fn run(config: Config) -> Result<(), Failure> {
 }
 
 /// Keeps the streams in step with the drain state.
-async fn follow_drain(drain: Drain, engine: Engine, metrics: Arc<Metrics>, window: Duration) {
+async fn follow_drain(
+    drain: Drain,
+    engine: Engine,
+    metrics: Arc<Metrics>,
+    delay: Duration,
+    window: Duration,
+) {
     let mut phases = drain.subscribe();
     while phases.changed().await.is_ok() {
         let phase = *phases.borrow_and_update();
         metrics.draining.set(i64::from(phase != Phase::Serving));
         match phase {
             Phase::Serving => engine.cancel_drain(),
-            Phase::Draining => engine.begin_drain(window),
+            Phase::Draining => {
+                engine.refuse_streams();
+                // A stream that is closed before the load balancer knows would be sent back here.
+                tokio::select! {
+                    _ = phases.changed() => phases.mark_changed(),
+                    () = drain.terminated() => engine.begin_drain(window),
+                    () = tokio::time::sleep(delay) => engine.begin_drain(window),
+                }
+            }
             Phase::Stopped => return,
         }
     }

@@ -134,14 +134,19 @@ impl Engine {
         self.0.door.quota.open()
     }
 
+    /// Refuses new streams from now on.
+    pub fn refuse_streams(&self) {
+        self.0.door.draining.store(true, Ordering::SeqCst);
+        self.0.drained.notify_waiters();
+    }
+
     /// Refuses new streams from now on, and closes the open ones evenly over the window.
     pub fn begin_drain(&self, window: Duration) {
-        self.0.door.draining.store(true, Ordering::SeqCst);
+        self.refuse_streams();
         self.0.lane.drain(window);
         for shard in &self.0.shards {
             shard.send(Command::Drain(window));
         }
-        self.0.drained.notify_waiters();
     }
 
     /// Takes streams again; those that are still open stay.

@@ -162,6 +162,26 @@ async fn a_drain_needs_the_control_token_and_can_be_cancelled() {
 }
 
 #[tokio::test]
+async fn a_requested_drain_closes_nothing_before_its_delay_and_the_end_of_the_process_does_not_wait() {
+    let mut backend = Backend::alone(&["--drain", "0", "--drain-delay", "60"]);
+    let mut stream = backend.stream(STREAM, &[AUTH]).await;
+    stream.until("event: snapshot", SECOND).await;
+    let admin = Client::clone(backend.admin());
+    assert_eq!(admin.post("/drain", &[], "").await.status, 202);
+    assert_eq!(admin.get("/readyz", &[]).await.status, 503);
+    let refused = backend.get(STREAM, &[AUTH]).await;
+    assert_eq!(refused.status, 503, "new streams are refused at once");
+    assert_eq!(admin.get("/load", &[]).await.json()["streams"], json!(1), "the open one stays");
+
+    assert_eq!(admin.request("DELETE", "/drain", &[], "").await.status, 200);
+    assert_eq!(admin.get("/readyz", &[]).await.status, 200);
+    assert_eq!(admin.post("/drain", &[], "").await.status, 202);
+    backend.signal("TERM");
+    stream.until("event: drain", SECOND).await;
+    assert_eq!(backend.ended(SECOND).code(), Some(0));
+}
+
+#[tokio::test]
 async fn shed_streams_end_with_a_drain_event_while_new_ones_are_taken() {
     let directory = Directory::new();
     let file = directory.write("control-token", "control-token-of-the-tests\n");

@@ -257,7 +257,7 @@ async fn principals_rotate_without_a_restart() {
         secret(sandbox, "people", "alice", "the-second-token-of-alice").await;
         eventually("the first token is refused", Duration::from_mins(3), async || {
             assert_eq!(issue("the-second-token-of-alice").await, 200);
-            (issue("the-first-token-of-alice").await == 401).then_some(())
+            (issue("the-first-token-of-alice").await == 403).then_some(())
         })
         .await;
         let now = sandbox.pods("simple", "backend").await.remove(0);

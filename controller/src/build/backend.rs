@@ -22,6 +22,11 @@ use crate::{
 const USER: i64 = 65_532;
 /// Seconds a stopping pod goes on serving, so that every proxy has seen it leave the endpoints.
 const PRE_STOP_SECONDS: i32 = 3;
+/// How often the kubelet asks whether an instance is ready, and how many times no makes it not ready.
+const READINESS_PERIOD_SECONDS: i32 = 2;
+const READINESS_FAILURES: i32 = 2;
+/// Seconds until every proxy knows that an instance which drains is not ready.
+const DRAIN_DELAY_SECONDS: i32 = READINESS_PERIOD_SECONDS * READINESS_FAILURES + 1;
 /// Seconds after the drain that a pod has for closing its last connections.
 const CLOSING_SECONDS: i32 = 7;
 
@@ -164,7 +169,7 @@ fn build_container(cluster: &ValidatedCluster) -> Container {
         }),
         // A second apart while it starts, so that it serves as soon as it can.
         startup_probe: Some(probe("/livez", 1, 60)),
-        readiness_probe: Some(probe("/readyz", 2, 2)),
+        readiness_probe: Some(probe("/readyz", READINESS_PERIOD_SECONDS, READINESS_FAILURES)),
         liveness_probe: Some(probe("/livez", 10, 3)),
         termination_message_path: Some("/dev/termination-log".to_owned()),
         // The last lines of the log are the reason that status shows.
@@ -183,6 +188,7 @@ fn build_environment(cluster: &ValidatedCluster) -> Vec<EnvVar> {
         ("VX11_ADMIN_LISTEN", format!("0.0.0.0:{ADMIN_PORT}")),
         ("VX11_ALLOWED_ORIGINS", spec.allowed_origins.join(",")),
         ("VX11_CONTROL_TOKEN_FILE", format!("{KEYS_DIR}/control-token")),
+        ("VX11_DRAIN_DELAY_SEC", DRAIN_DELAY_SECONDS.to_string()),
         ("VX11_DRAIN_SEC", stream.drain_seconds.to_string()),
         ("VX11_ISSUE_RATE_PER_ADDRESS", limits.issuances_per_second_per_address.to_string()),
         ("VX11_ISSUE_RATE_PER_PRINCIPAL", limits.issuances_per_second_per_principal.to_string()),

@@ -10,8 +10,9 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::observation::{Instance, Lifecycle, Mark, Moment, Observation, Removal};
 
-/// Beyond the drain window, for clients that do not go and for a look that comes late.
-pub const DEADLINE_SLACK_SECONDS: u64 = 10;
+/// Beyond the drain window: for the instance's delay before its first closing, for clients that do not go and for
+/// a look that comes late.
+pub const DEADLINE_SLACK_SECONDS: u64 = 15;
 
 /// How far a removal is.
 #[derive(Debug)]
