@@ -14,7 +14,7 @@ use crate::{
     cache::{Cache, ClusterKey},
     client::{ClientError, LeaderClient},
     cluster::Defaults,
-    scale::step::Memories,
+    scale::memory::Memories,
     telemetry::Metrics,
 };
 

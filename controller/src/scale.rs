@@ -11,6 +11,7 @@ pub mod drain;
 pub mod history;
 pub mod journal;
 pub mod marks;
+pub mod memory;
 mod message;
 pub mod observation;
 pub mod observe;

@@ -21,13 +21,14 @@ use serde_json::json;
 
 use crate::{
     answer::{ErrorAnswer, json, json_text},
-    auth::{Authenticator, Principal},
+    auth::Authenticator,
     client_address::TrustedProxies,
     config::Config,
     correlation::{CORRELATION_HEADER, CorrelationId},
     cors::AllowedOrigins,
     drain::{Drain, Phase},
     events::EventLog,
+    identity::Principal,
     limits::{RateLimiter, address_key, retry_after},
     metrics::Metrics,
     redis_link::{LinkState, RedisLink},

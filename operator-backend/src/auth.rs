@@ -1,10 +1,5 @@
 //! Who is asking: principal tokens, ephemeral tokens, and what each may do.
 
-mod files;
-mod identities;
-mod keys;
-mod principals;
-
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use axum::{
@@ -12,13 +7,8 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header},
 };
 
-pub use self::{
-    files::ReadError,
-    identities::{Identities, IdentityError},
-    keys::{KeyError, KeyRing, SigningKey, SigningKeys},
-    principals::{Principal, Principals, is_principal_name},
-};
 use crate::{
+    identity::{Identities, Principal},
     metrics::{AuthFailure, Metrics},
     token::Tokens,
 };

@@ -6,15 +6,17 @@ use clap::Parser;
 use operator_backend::{
     admin,
     app::{self, App, Parts},
-    auth::{Authenticator, Identities},
+    auth::Authenticator,
+    clock::ClusterClock,
     config::Config,
     drain::{Drain, Phase},
     events::EventLog,
+    identity::Identities,
     metrics::Metrics,
     redis_link::RedisLink,
     stream::{self, Engine},
     telemetry,
-    token::{ClusterClock, Tokens},
+    token::Tokens,
 };
 use tokio::{
     net::{TcpListener, TcpSocket},

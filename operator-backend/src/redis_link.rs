@@ -27,9 +27,9 @@ use tokio::{
 
 use self::connect::{Driver, describe, is_of_the_connection};
 use crate::{
+    clock::ClusterClock,
     config::RedisConfig,
     metrics::{Metrics, RedisFailure},
-    token::ClusterClock,
 };
 
 /// How long a command may take. With the fallback behind it an answer stays far below 100 ms, and an

@@ -26,7 +26,6 @@
 //! A token ends by its own signed expiry on the [cluster's clock](ClusterClock), rounded up to 1/8 s, and
 //! by Redis' expiry, whichever comes first: restored dumps and outages cannot extend it.
 
-mod clock;
 mod memory;
 mod redis;
 pub mod signed;
@@ -41,15 +40,16 @@ use std::{
 
 use serde::Serialize;
 
-pub use self::{clock::ClusterClock, signed::TokenId};
+pub use self::signed::TokenId;
 use self::{
     memory::{LiveTokens, RedeemedTokens},
     redis::RedisStore,
     signed::{Claims, Nonces, Verdict},
 };
 use crate::{
-    auth::{Identities, Principal},
+    clock::ClusterClock,
     config::TokenConfig,
+    identity::{Identities, Principal},
     metrics::{AuthFailure, Metrics},
     redis_link::RedisLink,
 };

@@ -25,13 +25,15 @@ use axum::Router;
 use common::RedisServer;
 use operator_backend::{
     app::STREAM_PATH,
-    auth::{Authenticator, Identities},
+    auth::Authenticator,
+    clock::ClusterClock,
     config::{Config, Secret},
     events::{EventLog, NewEvent, PublishError},
+    identity::Identities,
     metrics::Metrics,
     redis_link::RedisLink,
     stream::{self, Engine},
-    token::{ClusterClock, Tokens},
+    token::Tokens,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -12,7 +12,7 @@ use kube::api::{DynamicObject, PropagationPolicy};
 use serde_json::{Value, json};
 
 use self::wish::{ApplyError, Wish, explain};
-use super::build::{Count, Prepared, PreparedRedis};
+use super::build::{Prepared, PreparedRedis};
 use crate::{
     cache::{Child, ClusterKey},
     client::{ClientError, Manager},
@@ -23,7 +23,7 @@ use crate::{
     facts::{self, Facts},
     kinds::Kind,
     names,
-    scale::marks,
+    scale::{decision::Count, marks},
 };
 
 /// The objects of a cluster after they were applied. Status is made of this only, so that it cannot speak

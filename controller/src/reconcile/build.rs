@@ -13,9 +13,9 @@ use crate::{
         credentials::{Credential, build_credential},
         disruption, load_balancer, network_policy, redis,
     },
-    cluster::{Identity, InstanceCount, ValidatedCluster, Volume},
+    cluster::{Identity, ValidatedCluster, Volume},
     names::Component,
-    scale::observation::Removal,
+    scale::decision::Count,
 };
 
 /// Every object of a cluster, as it should be.
@@ -58,15 +58,6 @@ pub struct PreparedRedis {
     pub volume: Option<Volume>,
 }
 
-/// How many instances, and which drained ones a lower count is to remove.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Count {
-    /// The Deployment's `replicas`.
-    pub instances: InstanceCount,
-    /// The drained instances that are to go.
-    pub removing: Vec<Removal>,
-}
-
 /// Builds every object of a cluster with this many instances.
 #[must_use]
 pub fn build(cluster: &ValidatedCluster, count: Count) -> Prepared {
@@ -101,7 +92,10 @@ pub fn build(cluster: &ValidatedCluster, count: Count) -> Prepared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::fixture::{memory_cluster, simple_cluster};
+    use crate::{
+        build::fixture::{memory_cluster, simple_cluster},
+        cluster::InstanceCount,
+    };
 
     fn count(instances: i32) -> Count {
         Count { instances: InstanceCount::new(instances).unwrap(), removing: Vec::new() }

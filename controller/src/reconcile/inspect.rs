@@ -5,12 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::{
-    cache::{ClusterKey, Freshness},
+    cache::ClusterKey,
     client::ClientError,
     context::Context,
     diagnose::{self, Trouble},
     facts::{ClaimFacts, DeploymentFacts, Facts, IngressFacts, PodFacts, StatefulSetFacts},
     kinds::Kind,
+    look,
     names::{self, Component},
 };
 
@@ -34,85 +35,39 @@ pub struct Inspected {
 
 /// Looks at a cluster's objects.
 pub async fn inspect(context: &Context, key: &ClusterKey, now: Timestamp) -> Result<Inspected, ClientError> {
-    let look = Look { context, key, now };
-    let deployment = match look.facts(Kind::Deployment, &names::backend(&key.name)).await? {
-        Some(Facts::Deployment(facts)) => Some(facts),
-        _ => None,
-    };
-    let stateful_set = match look.facts(Kind::StatefulSet, &names::redis(&key.name)).await? {
+    let reason = Reason { context, key, now };
+    let deployment = look::deployment(context, key).await?;
+    let stateful_set = match look::facts(context, key, Kind::StatefulSet, &names::redis(&key.name)).await? {
         Some(Facts::StatefulSet(facts)) => Some(facts),
         _ => None,
     };
-    let ingress = match look.facts(Kind::Ingress, &names::ingress(&key.name)).await? {
+    let ingress = match look::facts(context, key, Kind::Ingress, &names::ingress(&key.name)).await? {
         Some(Facts::Ingress(facts)) => Some(facts),
         _ => None,
     };
-    let pods = look.pods().await?;
+    let pods = look::pods(context, key).await?;
     let backend_trouble = match deployment.as_ref().and_then(|facts| facts.creation_failure.as_ref()) {
         Some(message) => {
             let name = format!("Deployment {}", names::backend(&key.name));
             Some(diagnose::creation_failure(&name, message))
         }
-        None => look.pod_trouble(&pods, Component::Backend).await?,
+        None => reason.pod_trouble(&pods, Component::Backend).await?,
     };
     let redis_trouble = match &stateful_set {
-        Some(facts) if facts.ready == 0 => look.redis_trouble(&pods, facts).await?,
+        Some(facts) if facts.ready == 0 => reason.redis_trouble(&pods, facts).await?,
         _ => None,
     };
     Ok(Inspected { deployment, stateful_set, ingress, backend_trouble, redis_trouble })
 }
 
-/// The Deployment of the instances.
-pub async fn deployment(context: &Context, key: &ClusterKey) -> Result<Option<DeploymentFacts>, ClientError> {
-    let look = Look { context, key, now: Timestamp::UNIX_EPOCH };
-    Ok(match look.facts(Kind::Deployment, &names::backend(&key.name)).await? {
-        Some(Facts::Deployment(facts)) => Some(facts),
-        _ => None,
-    })
-}
-
-/// Every pod of the cluster, in the order of their names.
-pub async fn pods(context: &Context, key: &ClusterKey) -> Result<Vec<(String, PodFacts)>, ClientError> {
-    Look { context, key, now: Timestamp::UNIX_EPOCH }.pods().await
-}
-
-struct Look<'a> {
+/// Finds out why something does not run.
+struct Reason<'a> {
     context: &'a Context,
     key: &'a ClusterKey,
     now: Timestamp,
 }
 
-impl Look<'_> {
-    async fn facts(&self, kind: Kind, name: &str) -> Result<Option<Facts>, ClientError> {
-        let cache = &self.context.cache;
-        if let Some(facts) = cache.facts(self.key, kind, name, Freshness::Watched) {
-            return Ok(Some(facts));
-        }
-        // What no watch has seen and no write has made is not there.
-        if !cache.children(self.key).iter().any(|child| child.kind == kind && child.name == name) {
-            return Ok(None);
-        }
-        let Some(object) = self.context.client.get(kind, &self.key.namespace, name).await? else {
-            return Ok(None);
-        };
-        let metadata = object.metadata.clone();
-        let facts = crate::facts::of(kind, object);
-        cache.learn(self.key, kind, &metadata, facts.clone(), None);
-        Ok(Some(facts))
-    }
-
-    async fn pods(&self) -> Result<Vec<(String, PodFacts)>, ClientError> {
-        let mut pods = Vec::new();
-        for child in self.context.cache.children(self.key) {
-            if child.kind == Kind::Pod
-                && let Some(Facts::Pod(facts)) = self.facts(Kind::Pod, &child.name).await?
-            {
-                pods.push((child.name, facts));
-            }
-        }
-        Ok(pods)
-    }
-
+impl Reason<'_> {
     /// The reason of the first pod that does not serve: its own status, or what the kubelet says when it has
     /// taken long.
     async fn pod_trouble(
@@ -165,7 +120,7 @@ impl Look<'_> {
     /// Why the volume is not there.
     async fn claim_trouble(&self) -> Result<Option<Trouble>, ClientError> {
         let name = names::redis_claim(&self.key.name);
-        let claim = match self.facts(Kind::PersistentVolumeClaim, &name).await? {
+        let claim = match look::facts(self.context, self.key, Kind::PersistentVolumeClaim, &name).await? {
             Some(Facts::Claim(claim)) if !claim.bound => claim,
             _ => return Ok(None),
         };

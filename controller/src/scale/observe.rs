@@ -15,8 +15,8 @@ use crate::{
     client::ClientError,
     context::Context,
     facts::{DeploymentFacts, PodFacts},
+    look,
     names::{ADMIN_PORT, Component},
-    reconcile::inspect,
 };
 
 /// Instances asked at a time.
@@ -40,8 +40,8 @@ pub async fn observe(
     counters: &mut Counters,
     now: Moment,
 ) -> Result<Sight, ClientError> {
-    let deployment = inspect::deployment(context, key).await?;
-    let pods: Vec<(String, PodFacts)> = inspect::pods(context, key)
+    let deployment = look::deployment(context, key).await?;
+    let pods: Vec<(String, PodFacts)> = look::pods(context, key)
         .await?
         .into_iter()
         .filter(|(_, pod)| pod.component == Some(Component::Backend) && !pod.finished)

@@ -1,11 +1,7 @@
 //! The scaling step of a reconcile: look, decide, act, remember. What must outlive this process lies on the
 //! pods, the Deployment and the journal; what is kept here only makes a new leader wait.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde_json::json;
 use vx11_crds::VX11ClusterStatus;
@@ -13,68 +9,22 @@ use vx11_crds::VX11ClusterStatus;
 use super::{
     act::act,
     decide::decide,
-    decision::Decision,
-    history::History,
+    decision::{Count, Decision},
     journal::{Entry, JOURNAL_KEY, Journal},
+    memory::Memory,
     observation::{Moment, Removal},
     observe::{Sight, observe},
     policy::{Policy, Target},
-    reading::Counters,
-    rebalance::Episode,
     report::{News, ScalingReport, Subject, news, report},
 };
 use crate::{
     cache::ClusterKey,
     client::{ClientError, Manager},
-    cluster::{Identity, InstanceCount, ValidatedCluster},
+    cluster::{InstanceCount, ValidatedCluster},
     context::Context,
     kinds::Kind,
     names,
-    reconcile::build::Count,
 };
-
-/// What is remembered of each cluster between looks.
-#[derive(Default)]
-pub struct Memories(Mutex<BTreeMap<ClusterKey, Memory>>);
-
-#[derive(Default)]
-struct Memory {
-    /// A cluster deleted and created again is another one.
-    uid: String,
-    history: History,
-    counters: Counters,
-    /// Read when it is first needed.
-    journal: Option<Journal>,
-    last: Option<Decision>,
-    figures_at: Option<Moment>,
-}
-
-impl Memory {
-    /// A leader that is new to a cluster looks once whether a scale-out before its time left the streams
-    /// uneven.
-    fn new(identity: &Identity) -> Self {
-        let mut history = History::default();
-        history.rebalance = Some(Episode::default());
-        Self { uid: identity.uid.clone(), history, ..Self::default() }
-    }
-}
-
-impl Memories {
-    /// A cluster is gone.
-    pub fn forget(&self, key: &ClusterKey) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-    }
-
-    /// Reconciles of one cluster never overlap, so that its memory can be lent out.
-    fn take(&self, key: &ClusterKey, identity: &Identity) -> Memory {
-        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-        memory.filter(|memory| memory.uid == identity.uid).unwrap_or_else(|| Memory::new(identity))
-    }
-
-    fn put(&self, key: &ClusterKey, memory: Memory) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), memory);
-    }
-}
 
 /// What the scaling comes to for the rest of the reconcile.
 #[derive(Clone, Debug)]

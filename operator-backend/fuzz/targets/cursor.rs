@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use operator_backend::{
-    auth::{KeyRing, Principal, SigningKey},
+    identity::{KeyRing, Principal, SigningKey},
     stream::cursor::{Presented, write},
 };
 

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use operator_backend::{
-    auth::{KeyRing, Principals, SigningKey},
+    identity::{KeyRing, Principals, SigningKey},
     config::Secret,
     token::signed::{TokenId, Verdict, verify},
 };

@@ -157,7 +157,7 @@ fn probe() -> Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Config, metrics::Metrics, token::ClusterClock};
+    use crate::{clock::ClusterClock, config::Config, metrics::Metrics};
 
     #[test]
     fn a_known_process_keeps_its_word_and_a_new_one_starts_over() {

@@ -25,8 +25,9 @@ use super::{
 };
 use crate::{
     answer::ErrorAnswer,
-    auth::{Authenticator, Denied, Principal, StreamCredentials},
+    auth::{Authenticator, Denied, StreamCredentials},
     client_address::TrustedProxies,
+    identity::Principal,
     limits::address_key,
     metrics::{Metrics, Refusal},
 };

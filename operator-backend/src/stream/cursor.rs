@@ -9,8 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq;
 
 use crate::{
-    auth::{KeyRing, Principal, SigningKey},
     events::{EntryId, Epoch, Place},
+    identity::{KeyRing, Principal, SigningKey},
 };
 
 const VERSION: &str = "1.";

@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use super::{cursor, filter::Filter, wire};
 use crate::{
-    auth::{Principal, SigningKeys},
     events::{Event, Gap, Item, Mirror, Place},
+    identity::{Principal, SigningKeys},
 };
 
 /// Events in a snapshot.
@@ -141,7 +141,7 @@ impl Group {
         cursor::now().saturating_add(self.signer.window)
     }
 
-    fn write_id(&self, out: &mut Vec<u8>, key: &crate::auth::SigningKey, place: Place, expires: u32) {
+    fn write_id(&self, out: &mut Vec<u8>, key: &crate::identity::SigningKey, place: Place, expires: u32) {
         out.extend_from_slice(b"id: ");
         cursor::write(out, key, &self.principal, &self.canonical, place, expires);
         out.push(b'\n');

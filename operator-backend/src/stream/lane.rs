@@ -27,7 +27,7 @@ use super::{
     shard::{Common, SLOW_DEADLINE},
     wire,
 };
-use crate::auth::Principals;
+use crate::identity::Principals;
 
 /// How and when a stream is to end.
 #[derive(Clone, Copy, Debug, PartialEq)]

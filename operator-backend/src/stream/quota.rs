@@ -12,7 +12,7 @@ use std::{
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 
-use crate::{auth::Principal, config::LimitConfig, metrics::Refusal};
+use crate::{config::LimitConfig, identity::Principal, metrics::Refusal};
 
 /// Counts the open streams against the limits.
 pub(super) struct Quota {

@@ -31,8 +31,8 @@ use super::{
     wire,
 };
 use crate::{
-    auth::Principals,
     events::{Item, Mirror, Place},
+    identity::Principals,
     metrics::Metrics,
 };
 

@@ -6,7 +6,7 @@ use redis::{Cmd, Pipeline};
 
 use super::signed::{TOKEN_LENGTH, TokenId};
 use crate::{
-    auth::Principal,
+    identity::Principal,
     redis_link::{COMMAND_DEADLINE, LinkError, RedisLink, info_field},
 };
 

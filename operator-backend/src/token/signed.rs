@@ -33,7 +33,7 @@ use std::{
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use crate::auth::{KeyRing, Principal, Principals, SigningKey};
+use crate::identity::{KeyRing, Principal, Principals, SigningKey};
 
 /// Longest life of a token that the wrapping expiry can express, with room for clocks that differ.
 pub const LONGEST_LIFE_MILLISECONDS: i64 = 3_600_000;

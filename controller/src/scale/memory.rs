@@ -1,0 +1,58 @@
+//! What a leader remembers of each cluster between its looks. All of it can be lost: that only makes a new leader
+//! wait.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+
+use super::{
+    decision::Decision, history::History, journal::Journal, observation::Moment, reading::Counters,
+    rebalance::Episode,
+};
+use crate::{cache::ClusterKey, cluster::Identity};
+
+/// What is remembered of each cluster between looks.
+#[derive(Default)]
+pub struct Memories(Mutex<BTreeMap<ClusterKey, Memory>>);
+
+/// What is remembered of one cluster.
+#[derive(Default)]
+pub(super) struct Memory {
+    /// A cluster deleted and created again is another one.
+    uid: String,
+    pub(super) history: History,
+    pub(super) counters: Counters,
+    /// Read when it is first needed.
+    pub(super) journal: Option<Journal>,
+    pub(super) last: Option<Decision>,
+    /// When the load figures of status were last written.
+    pub(super) figures_at: Option<Moment>,
+}
+
+impl Memory {
+    /// A leader that is new to a cluster looks once whether a scale-out before its time left the streams
+    /// uneven.
+    fn new(identity: &Identity) -> Self {
+        let mut history = History::default();
+        history.rebalance = Some(Episode::default());
+        Self { uid: identity.uid.clone(), history, ..Self::default() }
+    }
+}
+
+impl Memories {
+    /// A cluster is gone.
+    pub fn forget(&self, key: &ClusterKey) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
+    /// Reconciles of one cluster never overlap, so that its memory can be lent out.
+    pub(super) fn take(&self, key: &ClusterKey, identity: &Identity) -> Memory {
+        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        memory.filter(|memory| memory.uid == identity.uid).unwrap_or_else(|| Memory::new(identity))
+    }
+
+    pub(super) fn put(&self, key: &ClusterKey, memory: Memory) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), memory);
+    }
+}
