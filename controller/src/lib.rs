@@ -19,7 +19,6 @@ pub mod fingerprint;
 pub mod http;
 pub mod kinds;
 pub mod leader;
-pub mod look;
 pub mod names;
 pub mod permissions;
 pub mod quantity;

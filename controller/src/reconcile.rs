@@ -4,6 +4,8 @@ pub mod apply;
 pub mod build;
 pub mod dereference;
 pub mod inspect;
+mod look;
+pub mod scale;
 pub mod summary;
 pub mod update_status;
 pub mod validate;
@@ -23,6 +25,7 @@ use self::{
     build::build,
     dereference::{REFERENCED_SECRET_AGE, Referenced, dereference, doubt_polled},
     inspect::inspect,
+    scale::{Scaled, scale},
     summary::{Findings, summarise},
     update_status::update_status,
     validate::{ValidateError, validate},
@@ -32,7 +35,6 @@ use crate::{
     client::{ClientError, NAMESPACE_ENDS},
     context::Context,
     diagnose::Trouble,
-    scale::step::{Scaled, scale},
 };
 
 /// When to look again at a cluster that is not settled; changes are seen at once, this is for time itself.

@@ -1,9 +1,5 @@
-//! How many instances, and which go: look, decide, act.
-//!
-//! `capacity`, `decide` and all they use are pure; `observe`, `act` and `step` need the client.
+//! How many instances, and which go. Pure: looking and acting are steps of a reconcile (`reconcile::scale`).
 
-pub mod act;
-pub mod admin;
 pub mod capacity;
 pub mod decide;
 pub mod decision;
@@ -14,12 +10,10 @@ pub mod marks;
 pub mod memory;
 mod message;
 pub mod observation;
-pub mod observe;
 pub mod plan;
 pub mod policy;
 pub mod reading;
 pub mod rebalance;
 pub mod report;
 pub mod spec;
-pub mod step;
 pub mod text;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::look;
 use crate::{
     cache::ClusterKey,
     client::ClientError,
@@ -11,7 +12,6 @@ use crate::{
     diagnose::{self, Trouble},
     facts::{ClaimFacts, DeploymentFacts, Facts, IngressFacts, PodFacts, StatefulSetFacts},
     kinds::Kind,
-    look,
     names::{self, Component},
 };
 

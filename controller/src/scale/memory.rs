@@ -18,16 +18,16 @@ pub struct Memories(Mutex<BTreeMap<ClusterKey, Memory>>);
 
 /// What is remembered of one cluster.
 #[derive(Default)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     /// A cluster deleted and created again is another one.
     uid: String,
-    pub(super) history: History,
-    pub(super) counters: Counters,
+    pub(crate) history: History,
+    pub(crate) counters: Counters,
     /// Read when it is first needed.
-    pub(super) journal: Option<Journal>,
-    pub(super) last: Option<Decision>,
+    pub(crate) journal: Option<Journal>,
+    pub(crate) last: Option<Decision>,
     /// When the load figures of status were last written.
-    pub(super) figures_at: Option<Moment>,
+    pub(crate) figures_at: Option<Moment>,
 }
 
 impl Memory {
@@ -47,12 +47,12 @@ impl Memories {
     }
 
     /// Reconciles of one cluster never overlap, so that its memory can be lent out.
-    pub(super) fn take(&self, key: &ClusterKey, identity: &Identity) -> Memory {
+    pub(crate) fn take(&self, key: &ClusterKey, identity: &Identity) -> Memory {
         let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
         memory.filter(|memory| memory.uid == identity.uid).unwrap_or_else(|| Memory::new(identity))
     }
 
-    pub(super) fn put(&self, key: &ClusterKey, memory: Memory) {
+    pub(crate) fn put(&self, key: &ClusterKey, memory: Memory) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), memory);
     }
 }

@@ -1,21 +1,18 @@
 //! The scaling step of a reconcile: look, decide, act, remember. What must outlive this process lies on the
 //! pods, the Deployment and the journal; what is kept here only makes a new leader wait.
 
+mod act;
+mod admin;
+mod observe;
+
 use std::time::Duration;
 
 use serde_json::json;
 use vx11_crds::VX11ClusterStatus;
 
-use super::{
+use self::{
     act::act,
-    decide::decide,
-    decision::{Count, Decision},
-    journal::{Entry, JOURNAL_KEY, Journal},
-    memory::Memory,
-    observation::{Moment, Removal},
     observe::{Sight, observe},
-    policy::{Policy, Target},
-    report::{News, ScalingReport, Subject, news, report},
 };
 use crate::{
     cache::ClusterKey,
@@ -24,6 +21,15 @@ use crate::{
     context::Context,
     kinds::Kind,
     names,
+    scale::{
+        decide::decide,
+        decision::{Count, Decision},
+        journal::{Entry, JOURNAL_KEY, Journal},
+        memory::Memory,
+        observation::{Moment, Removal},
+        policy::{Policy, Target},
+        report::{News, ScalingReport, Subject, news, report},
+    },
 };
 
 /// What the scaling comes to for the rest of the reconcile.

@@ -5,18 +5,18 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
 use futures::{StreamExt, stream};
 
-use super::{
-    admin::{self, AdminError},
-    observation::{Instance, Moment, Observation, Observed},
-    reading::{Answer, Counters, Process},
-};
+use super::admin::{self, AdminError};
 use crate::{
     cache::ClusterKey,
     client::ClientError,
     context::Context,
     facts::{DeploymentFacts, PodFacts},
-    look,
     names::{ADMIN_PORT, Component},
+    reconcile::look,
+    scale::{
+        observation::{Instance, Moment, Observation, Observed, Reading},
+        reading::{Answer, Counters, Process},
+    },
 };
 
 /// Instances asked at a time.
@@ -76,7 +76,7 @@ fn is_rolling(deployment: &DeploymentFacts) -> bool {
     !deployment.observed || deployment.updated < deployment.replicas
 }
 
-fn instance(name: &str, pod: &PodFacts, load: Observed<super::observation::Reading>) -> Instance {
+fn instance(name: &str, pod: &PodFacts, load: Observed<Reading>) -> Instance {
     let created = pod.created.map_or(0, jiff::Timestamp::as_millisecond);
     Instance {
         name: name.to_owned(),

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::TcpStream;
 
-use super::reading::MAX_ANSWER_BYTES;
+use crate::scale::reading::MAX_ANSWER_BYTES;
 
 /// From connect to the last byte.
 pub const DEADLINE: Duration = Duration::from_secs(1);

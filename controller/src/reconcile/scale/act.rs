@@ -6,11 +6,20 @@ use serde_json::{Value, json};
 
 use super::{
     admin::{self, ControlToken},
-    decision::{Action, Decision},
-    marks,
     observe::Sight,
 };
-use crate::{cache::ClusterKey, client::ClientError, context::Context, facts, kinds::Kind, names};
+use crate::{
+    cache::ClusterKey,
+    client::ClientError,
+    context::Context,
+    facts,
+    kinds::Kind,
+    names,
+    scale::{
+        decision::{Action, Decision},
+        marks,
+    },
+};
 
 /// Cost of a drained pod: far below that of any other, so that Kubernetes removes it first.
 const DELETION_COST: &str = "-1000000";
