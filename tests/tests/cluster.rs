@@ -89,7 +89,8 @@ async fn an_event_published_on_one_instance_reaches_streams_on_all_in_the_same_o
     for number in 0..30 {
         // Each from another instance than the one before.
         let instance = &instances[number % instances.len()];
-        sandbox.publish(&principal, &instance.public(), &number.to_string()).await.unwrap();
+        let number = number.to_string();
+        sandbox.publish(&principal, &instance.public(), &number, &number).await.unwrap();
     }
     let expected: Vec<String> = (0..30).map(|number| format!("\"{number}\"")).collect();
     for stream in &mut streams {

@@ -164,7 +164,7 @@ async fn without_redis(sandbox: &Sandbox, take_away: impl AsyncFnOnce()) {
         stream.until("heartbeat", Duration::from_secs(20)).await;
     }
     eventually("an event is accepted again", Duration::from_secs(20), async || {
-        sandbox.publish(&principal, &instances[0].public(), "after").await.ok()
+        sandbox.publish(&principal, &instances[0].public(), "after", "after").await.ok()
     })
     .await;
     for stream in &mut streams {

@@ -180,11 +180,13 @@ async fn a_full_disk_is_told_and_the_instances_go_on() {
         let within = |command: &str| {
             tool("kubectl", &["-n", &sandbox.namespace, "exec", "simple-redis-0", "--", "sh", "-c", command])
         };
-        let _ = within("cat /dev/zero > /data/filler");
+        let filled = within("cat /dev/zero > /data/filler");
+        let said = String::from_utf8_lossy(&filled.stderr).into_owned();
+        assert!(said.contains("No space left on device"), "the volume is not full: {said}");
         // What Redis has to write down now finds no room beyond the last page of its log.
         let (route, principal) = (sandbox.ingress("simple"), sandbox.principal("simple").await);
-        for _ in 0..4 {
-            let _ = sandbox.publish(&principal, &route, &"x".repeat(8000)).await;
+        for key in ["1", "2", "3", "4"] {
+            let _ = sandbox.publish(&principal, &route, key, &"x".repeat(8000)).await;
         }
         told(sandbox, "simple", "RedisReady", "DiskFull", &["simple-redis-0", "spec.redis.storage.size"])
             .await;

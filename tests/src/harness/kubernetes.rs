@@ -197,10 +197,10 @@ impl Sandbox {
     ///
     /// # Errors
     /// The failure or refusal, in words.
-    pub async fn publish(&self, principal: &str, route: &Route, data: &str) -> Result<(), String> {
+    pub async fn publish(&self, principal: &str, route: &Route, key: &str, data: &str) -> Result<(), String> {
         let body = serde_json::json!({ "data": data }).to_string();
         // The way through the API server may send a request twice.
-        let headers = [("x-vx11-token", principal), ("idempotency-key", data)];
+        let headers = [("x-vx11-token", principal), ("idempotency-key", key)];
         let answer = route.request(hyper::Method::POST, super::EVENTS, &headers, &body).await?;
         if answer.status == 202 { Ok(()) } else { Err(format!("{} {}", answer.status, answer.text)) }
     }
