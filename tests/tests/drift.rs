@@ -247,6 +247,12 @@ async fn a_stateful_set_of_an_older_version_is_made_anew_around_its_pod() {
         set.metadata.uid = None;
         set.metadata.managed_fields = None;
         sets.create(&PostParams::default(), &set).await.unwrap();
+        // Before that, Kubernetes' garbage collector may not know yet whose pod it is to leave alone.
+        eventually("the StatefulSet adopts the pod", Duration::from_secs(20), async || {
+            let status = sets.get("simple-redis").await.unwrap().status?;
+            (status.ready_replicas == Some(1)).then_some(())
+        })
+        .await;
         sandbox.patch("simple", json!({ "spec": { "paused": false } })).await;
         eventually("the StatefulSet is as this version wishes", Duration::from_secs(20), async || {
             let set = sets.get_opt("simple-redis").await.unwrap()?;
