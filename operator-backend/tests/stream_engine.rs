@@ -112,7 +112,7 @@ async fn a_cursor_resumes_on_another_instance_with_nothing_lost_and_nothing_twic
 #[rstest]
 #[tokio::test]
 async fn a_cursor_opens_the_stream_again_when_the_token_has_expired(#[values(false, true)] reused: bool) {
-    let backend = Backend::alone(&["--token-ttl", "1", "--resume-window", "2", "--heartbeat", "300"]);
+    let backend = Backend::alone(&["--token-ttl", "1", "--resume-window", "4", "--heartbeat", "300"]);
     let token = backend.token().await;
     let path = format!("{STREAM}?token={token}&topic=a");
     let mut stream = open(&backend, reused, &path, &[]).await;
@@ -128,7 +128,7 @@ async fn a_cursor_opens_the_stream_again_when_the_token_has_expired(#[values(fal
     let forged = format!("{}A", &cursor[..cursor.len() - 1]);
     let forged = if forged == cursor { format!("{}Q", &cursor[..cursor.len() - 1]) } else { forged };
     assert_eq!(open(&backend, reused, &path, &[("last-event-id", &forged)]).await.status, 403);
-    eventually("the cursor expires", SOON, async || {
+    eventually("the cursor expires", 2 * SOON, async || {
         open(&backend, reused, &path, &[("last-event-id", &cursor)]).await.status == 403
     })
     .await;

@@ -137,8 +137,10 @@ impl Group {
         out
     }
 
+    /// When a cursor issued now stops to authorise: never before its window is over, so the second that has begun
+    /// does not count.
     fn expiry(&self) -> u32 {
-        cursor::now().saturating_add(self.signer.window)
+        cursor::now().saturating_add(self.signer.window).saturating_add(1)
     }
 
     fn write_id(&self, out: &mut Vec<u8>, key: &crate::identity::SigningKey, place: Place, expires: u32) {
