@@ -130,7 +130,7 @@ async fn the_count_follows_the_clients_across_each_edge_of_the_formula() {
                 eventually(&format!("{clients} clients are seen and decided for"), PATIENCE, async || {
                     let status = sandbox.cluster("simple").await.status?;
                     let scaling = status.scaling?;
-                    (scaling.message.starts_with(&format!("{clients} clients"))
+                    (scaling.message.replace(',', "").starts_with(&format!("{clients} clients"))
                         && scaling.desired == instances)
                         .then_some(scaling.message)
                 })
@@ -138,6 +138,13 @@ async fn the_count_follows_the_clients_across_each_edge_of_the_formula() {
             assert!(told.contains(&format!("need {instances} instance")), "{told}");
             until_replicas(sandbox, instances).await;
         }
+        // Each change is an event of its own, with its own numbers.
+        eventually("every scale-out is told", PATIENCE, async || {
+            let events = sandbox.events("simple").await;
+            let told = |to: i32| events.iter().any(|event| event.ends_with(&format!("scaling out to {to}")));
+            (told(2) && told(3) && told(4)).then_some(())
+        })
+        .await;
         let status = sandbox.cluster("simple").await.status.unwrap();
         assert!(status.recommendation.unwrap().starts_with("Horizontal: 4 instances"));
         assert_eq!(status.estimated_cost_per_hour.as_deref(), Some("0.20"));

@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-use super::metadata;
+use super::{load_balancer::ingress, metadata};
 use crate::{
     cluster::ValidatedCluster,
     names::{self, ADMIN_PORT, Component, HTTP_PORT},
@@ -64,8 +64,11 @@ pub fn build_deployment(cluster: &ValidatedCluster) -> Deployment {
 #[must_use]
 pub fn build_service(cluster: &ValidatedCluster) -> Service {
     let identity = &cluster.identity;
+    let mut metadata = metadata::owned(identity, Component::Backend, names::backend(&identity.name));
+    let annotations = cluster.route.as_ref().map(ingress::service_annotations).unwrap_or_default();
+    metadata.annotations = (!annotations.is_empty()).then_some(annotations);
     Service {
-        metadata: metadata::owned(identity, Component::Backend, names::backend(&identity.name)),
+        metadata,
         spec: Some(ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
             selector: Some(names::selector(&identity.name, Component::Backend)),

@@ -67,7 +67,7 @@ pub fn build_ingress(cluster: &ValidatedCluster, route: &Route) -> Ingress {
 fn class_annotations(route: &Route) -> BTreeMap<String, String> {
     let seconds = route.stream_timeout_seconds;
     let controller = route.controller.as_deref().unwrap_or_default();
-    let pairs: Vec<(&str, String)> = if controller.starts_with("projectcontour.io/") {
+    let pairs: Vec<(&str, String)> = if is_contour(route) {
         // Envoy's route timeout covers the whole response and is 15 s by default.
         vec![("projectcontour.io/response-timeout", format!("{seconds}s"))]
     } else if controller == "k8s.io/ingress-nginx" {
@@ -90,6 +90,22 @@ fn class_annotations(route: &Route) -> BTreeMap<String, String> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
+/// Annotations of the Service by the controller that serves the class of the route to it.
+pub(in crate::build) fn service_annotations(route: &Route) -> BTreeMap<String, String> {
+    if !is_contour(route) {
+        return BTreeMap::new();
+    }
+    // Envoy refuses what exceeds 1024 connections or requests to one Service, so the 1025th stream of a whole
+    // cluster. The instances have limits of their own, which they tell their clients softly.
+    ["max-connections", "max-pending-requests", "max-requests"]
+        .map(|limit| (format!("projectcontour.io/{limit}"), "1000000".to_owned()))
+        .into()
+}
+
+fn is_contour(route: &Route) -> bool {
+    route.controller.as_deref().is_some_and(|controller| controller.starts_with("projectcontour.io/"))
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -108,8 +124,8 @@ mod tests {
         let cluster = simple_cluster();
         let mut route = cluster.route.clone().unwrap();
         route.controller = controller.map(str::to_owned);
-        let ingress = build_ingress(&cluster, &route);
-        insta::assert_yaml_snapshot!(format!("annotations-{name}"), ingress.metadata.annotations);
+        let annotations = (build_ingress(&cluster, &route).metadata.annotations, service_annotations(&route));
+        insta::assert_yaml_snapshot!(format!("annotations-{name}"), annotations);
     }
 
     #[test]
