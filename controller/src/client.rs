@@ -104,6 +104,7 @@ pub struct LeaderClient {
     client: Client,
     guard: LeaseGuard,
     metrics: Arc<Metrics>,
+    reporter: Reporter,
     recorder: Recorder,
 }
 
@@ -115,7 +116,8 @@ impl LeaderClient {
             Reporter { controller: names::OBJECT_MANAGER.to_owned(), instance: Some(identity.to_owned()) };
         Self {
             ending: Arc::default(),
-            recorder: Recorder::new(client.clone(), reporter),
+            recorder: Recorder::new(client.clone(), reporter.clone()),
+            reporter,
             client,
             guard,
             metrics,
@@ -279,10 +281,25 @@ impl LeaderClient {
         Ok(written)
     }
 
-    /// Publishes an event. Repetitions within six minutes are counted up, not added.
-    pub async fn publish(&self, event: &Event, about: &ObjectReference) -> Result<(), ClientError> {
+    /// Publishes a change, always as an event of its own. A recorder that counts repetitions goes by the reason
+    /// alone and keeps the first note: the second scale-out would be told with the numbers of the first.
+    pub async fn publish_change(&self, event: &Event, about: &ObjectReference) -> Result<(), ClientError> {
+        self.publish(&Recorder::new(self.client.clone(), self.reporter.clone()), event, about).await
+    }
+
+    /// Publishes a state that may be found again and again: within six minutes it is counted up, not added.
+    pub async fn publish_state(&self, event: &Event, about: &ObjectReference) -> Result<(), ClientError> {
+        self.publish(&self.recorder, event, about).await
+    }
+
+    async fn publish(
+        &self,
+        recorder: &Recorder,
+        event: &Event,
+        about: &ObjectReference,
+    ) -> Result<(), ClientError> {
         let namespace = about.namespace.as_deref().unwrap_or_default();
-        self.write(namespace, self.recorder.publish(event, about)).await?;
+        self.write(namespace, recorder.publish(event, about)).await?;
         self.metrics.wrote("Event", Verb::Event);
         Ok(())
     }

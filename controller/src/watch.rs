@@ -355,7 +355,7 @@ async fn tell_invalid(watch: &Watch, invalid: &kube::core::error_boundary::Inval
         action: "Read".to_owned(),
         secondary: None,
     };
-    if let Err(error) = watch.context.client.publish(&event, &about).await {
+    if let Err(error) = watch.context.client.publish_state(&event, &about).await {
         tracing::warn!(%error, "cannot publish an event");
     }
 }

@@ -48,7 +48,7 @@ pub async fn update_status(
             secondary: None,
         };
         // An event that cannot be told must not undo what was done; the condition says the same.
-        if let Err(error) = context.client.publish(&event, &cluster.object_ref(&())).await {
+        if let Err(error) = context.client.publish_change(&event, &cluster.object_ref(&())).await {
             tracing::warn!(namespace = key.namespace, cluster = key.name, %error, "cannot publish an event");
         }
     }
