@@ -188,7 +188,7 @@ async fn an_object_that_cannot_be_read_is_told_and_the_others_go_on() {
         sandbox.ready("simple", "{instances: 1, redis: {type: None}}").await;
         // As a newer version's definition might, it lets a value through that this version cannot read.
         let definitions: Api<CustomResourceDefinition> = Api::all(sandbox.client.clone());
-        let field = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/instances";
+        let field = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/paused";
         let definition = serde_json::to_value(definitions.get("vx11clusters.vx11.io").await.unwrap()).unwrap();
         let strict = definition.pointer(field).unwrap().clone();
         let put = async |schema: &serde_json::Value| {
@@ -202,13 +202,13 @@ async fn an_object_that_cannot_be_read_is_told_and_the_others_go_on() {
             &sandbox.namespace,
             &ApiResource::erase::<VX11Cluster>(&()),
         );
-        let odd = json!({ "apiVersion": "vx11.io/v1alpha1", "kind": "VX11Cluster", "metadata": { "name": "odd" }, "spec": { "instances": { "many": true } } });
+        let odd = json!({ "apiVersion": "vx11.io/v1alpha1", "kind": "VX11Cluster", "metadata": { "name": "odd" }, "spec": { "paused": { "for": "a while" } } });
         let made = eventually("the API server takes the odd one", Duration::from_secs(30), async || {
             clusters.patch("odd", &PatchParams::apply("e2e").force(), &Patch::Apply(&odd)).await.ok()
         });
         made.await;
         eventually("an event tells what is wrong with it", Duration::from_secs(30), async || {
-            sandbox.events("odd").await.iter().any(|event| event.contains("instances")).then_some(())
+            sandbox.events("odd").await.iter().any(|event| event.contains("paused")).then_some(())
         })
         .await;
         // The others go on: a new one, and a change of an old one.
