@@ -17,6 +17,7 @@ pub mod facts;
 mod fake_api;
 pub mod fingerprint;
 pub mod http;
+pub mod invalid;
 pub mod kinds;
 pub mod leader;
 pub mod names;

@@ -4,15 +4,14 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use futures::{StreamExt, channel::mpsc::UnboundedSender, pin_mut};
-use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
-    Api, Client, Resource,
+    Api, Client,
     api::{DynamicObject, PartialObjectMeta},
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
         controller::ReconcileRequest,
-        events::{Event as Told, EventType},
         reflector::{ObjectRef, store::Writer},
         watcher::{self, Event, watcher},
     },
@@ -287,7 +286,7 @@ async fn take_cluster_event(
         Event::Apply(DeserializeGuard(Err(invalid))) | Event::InitApply(DeserializeGuard(Err(invalid))) => {
             // What was read of it before is no longer what it says.
             writer.remove(&invalid.metadata);
-            return tell_invalid(watch, &invalid).await;
+            return crate::invalid::tell(&watch.context, &watch.client, &invalid).await;
         }
         Event::Delete(DeserializeGuard(Err(invalid))) => return writer.remove(&invalid.metadata),
         Event::Init => (Event::Init, None),
@@ -326,38 +325,6 @@ fn slim(mut cluster: VX11Cluster) -> VX11Cluster {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
     cluster
-}
-
-async fn tell_invalid(watch: &Watch, invalid: &kube::core::error_boundary::InvalidObject) {
-    let metadata = &invalid.metadata;
-    watch.context.metrics.saw_invalid_object();
-    tracing::error!(
-        namespace = metadata.namespace,
-        cluster = metadata.name,
-        error = invalid.error,
-        "a VX11Cluster does not parse; it is left alone"
-    );
-    let about = ObjectReference {
-        api_version: Some(VX11Cluster::api_version(&()).into_owned()),
-        kind: Some(VX11Cluster::kind(&()).into_owned()),
-        name: metadata.name.clone(),
-        namespace: metadata.namespace.clone(),
-        uid: metadata.uid.clone(),
-        ..ObjectReference::default()
-    };
-    let event = Told {
-        type_: EventType::Warning,
-        reason: "InvalidObject".to_owned(),
-        note: Some(format!(
-            "this controller cannot read the object and leaves everything as it is: {}; correct it, or run the controller that belongs to its CustomResourceDefinition",
-            crate::diagnose::quote(&invalid.error)
-        )),
-        action: "Read".to_owned(),
-        secondary: None,
-    };
-    if let Err(error) = watch.context.client.publish_state(&event, &about).await {
-        tracing::warn!(%error, "cannot publish an event");
-    }
 }
 
 #[cfg(test)]

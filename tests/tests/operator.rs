@@ -208,7 +208,7 @@ async fn an_object_that_cannot_be_read_is_told_and_the_others_go_on() {
         });
         made.await;
         eventually("an event tells what is wrong with it", Duration::from_secs(30), async || {
-            sandbox.events("odd").await.iter().any(|event| event.contains("paused")).then_some(())
+            sandbox.events("odd").await.iter().any(|event| event.contains("spec.paused: ")).then_some(())
         })
         .await;
         // The others go on: a new one, and a change of an old one.

@@ -16,7 +16,10 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, LogParams, ObjectMeta, Patch, PatchParams, PostParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, ListParams, LogParams, ObjectMeta, Patch, PatchParams,
+        PostParams,
+    },
 };
 use vx11_crds::VX11Cluster;
 
@@ -218,9 +221,13 @@ impl Sandbox {
     /// What the namespace looks like, for people who read a failed test.
     async fn describe(&self) -> String {
         let mut text = format!("== namespace {} at the failure ==\n", self.namespace);
-        for cluster in self.api::<VX11Cluster>().list(&ListParams::default()).await.unwrap() {
+        // As they stand, for what made the test fail may be that one cannot be read.
+        let resource = ApiResource::erase::<VX11Cluster>(&());
+        let clusters: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &self.namespace, &resource);
+        for cluster in clusters.list(&ListParams::default()).await.unwrap() {
             let _ =
-                writeln!(text, "{}: {}", cluster.name_any(), serde_yaml::to_string(&cluster.status).unwrap());
+                writeln!(text, "{}: {}", cluster.name_any(), serde_yaml::to_string(&cluster.data).unwrap());
         }
         for event in self.api::<Event>().list(&ListParams::default()).await.unwrap() {
             let about = event.involved_object.name.as_deref().unwrap_or("");
