@@ -1,0 +1,97 @@
+//! The load generators, each in a process of its own so that it can be pinned and its descriptors are its own, and the
+//! way to talk to them.
+
+pub mod requests;
+pub mod subscribers;
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Percentiles of a set of latencies, microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Latency {
+    /// Half of them are within this.
+    pub p50: u32,
+    /// 99 of 100 are within this.
+    pub p99: u32,
+    /// 999 of 1000 are within this.
+    pub p999: u32,
+    /// All are within this.
+    pub max: u32,
+}
+
+impl Latency {
+    /// Of samples in microseconds; sorts them.
+    pub fn of(samples: &mut [u32]) -> Self {
+        samples.sort_unstable();
+        let at = |permille: usize| {
+            let rank = (samples.len() * permille).div_ceil(1000).saturating_sub(1);
+            samples.get(rank).copied().unwrap_or_default()
+        };
+        Self { p50: at(500), p99: at(990), p999: at(999), max: at(1000) }
+    }
+}
+
+/// A generator of subscribers in a process of its own.
+pub struct Subscribers {
+    process: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Subscribers {
+    /// Starts one on this processor.
+    pub fn start(cpu: &str, options: &[String]) -> Self {
+        let mut process = pinned(cpu, "subscribers", options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("taskset, from util-linux");
+        let input = process.stdin.take().expect("a pipe");
+        let output = BufReader::new(process.stdout.take().expect("a pipe"));
+        Self { process, input, output }
+    }
+
+    /// Sends a command without waiting for what comes of it.
+    pub fn send(&mut self, command: &subscribers::Command) {
+        let line = serde_json::to_string(command).expect("JSON");
+        writeln!(self.input, "{line}").expect("a generator that runs");
+    }
+
+    /// What came of the command before.
+    pub fn report(&mut self) -> subscribers::Report {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("a generator that runs");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("a generator said {line:?}: {error}"))
+    }
+
+    /// Does a command.
+    pub fn run(&mut self, command: &subscribers::Command) -> subscribers::Report {
+        self.send(command);
+        self.report()
+    }
+}
+
+impl Drop for Subscribers {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Sends requests from a process of its own on this processor.
+pub fn requests(cpu: &str, options: &[String]) -> requests::Report {
+    let output = pinned(cpu, "requests", options).stderr(Stdio::inherit()).output().expect("taskset");
+    serde_json::from_slice(&output.stdout).expect("a report")
+}
+
+fn pinned(cpu: &str, generator: &str, options: &[String]) -> Command {
+    let mut command = Command::new("taskset");
+    let program = std::env::current_exe().expect("the path of this program");
+    command.args(["-c", cpu]).arg(program).arg(generator).args(options);
+    command
+}
