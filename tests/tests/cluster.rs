@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
-    core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service},
+    core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Service},
 };
 use kube::{
     Api,
@@ -21,6 +21,7 @@ async fn a_cluster_of_three_serves_on_every_instance() {
     sandbox("serve", async |sandbox| {
         let cluster = sandbox.ready("simple", "{instances: 3}").await;
         every_condition_is_as_it_should_be(&cluster);
+        instances_run_on_every_node_that_takes_them(sandbox).await;
         ten_requests_through_the_ingress_reach_all_three_instances(sandbox).await;
         a_token_issued_through_the_ingress_is_accepted_by_every_instance(sandbox).await;
         an_event_published_on_one_instance_reaches_streams_on_all_in_the_same_order(sandbox).await;
@@ -48,6 +49,20 @@ fn every_condition_is_as_it_should_be(cluster: &VX11Cluster) {
     }
     assert_eq!((status.instances, status.ready_instances, status.desired_instances), (3, 3, 3));
     assert!(status.endpoint.is_some());
+}
+
+/// The nodes of the test cluster have no zones, and one of them takes no pods.
+async fn instances_run_on_every_node_that_takes_them(sandbox: &Sandbox) {
+    let nodes: Api<Node> = Api::all(sandbox.client.clone());
+    let takes_pods = |node: &Node| {
+        let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+        taints.into_iter().all(|taint| taint.effect == "PreferNoSchedule")
+    };
+    let nodes = nodes.list(&ListParams::default()).await.unwrap().items;
+    let open = nodes.iter().filter(|node| takes_pods(node)).count();
+    let pods = sandbox.pods("simple", "backend").await;
+    let used: BTreeSet<_> = pods.into_iter().filter_map(|pod| pod.spec?.node_name).collect();
+    assert_eq!(used.len(), open.min(3), "three instances run on {used:?}");
 }
 
 async fn ten_requests_through_the_ingress_reach_all_three_instances(sandbox: &Sandbox) {
