@@ -4,15 +4,15 @@ use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
-    core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Service},
+    core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret},
 };
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 use vx11_crds::VX11Cluster;
-use vx11_tests::harness::{EventStream, Sandbox, TOKEN, eventually, kubectl, sandbox, tool};
+use vx11_tests::harness::{EventStream, Sandbox, TOKEN, eventually, kubectl, owned, sandbox, tool};
 
 const INSTANCE_ID: &str = "/operator/internal/instance-id";
 
@@ -290,33 +290,44 @@ async fn principals_rotate_without_a_restart() {
 #[tokio::test]
 async fn a_deleted_cluster_takes_everything_along_but_its_volume() {
     sandbox("delete", async |sandbox| {
-        sandbox.ready("simple", "{instances: 1, backend: {stream: {drainSeconds: 0}}}").await;
-        let background = DeleteParams::background();
-        sandbox.api::<VX11Cluster>().delete("simple", &background).await.unwrap();
-        eventually("everything owned is gone", Duration::from_secs(60), async || {
-            let listed = ListParams::default().labels("app.kubernetes.io/managed-by=vx11-controller");
-            let left = [
-                count(&sandbox.api::<Deployment>(), &listed).await,
-                count(&sandbox.api::<StatefulSet>(), &listed).await,
-                count(&sandbox.api::<Service>(), &listed).await,
-                count(&sandbox.api::<Secret>(), &listed).await,
-                count(&sandbox.api::<ConfigMap>(), &listed).await,
-                count(&sandbox.api::<Pod>(), &listed).await,
-            ];
-            (left.iter().sum::<usize>() == 0).then_some(())
+        // With autoscaling, which keeps a journal of its decisions.
+        let spec = "{instances: 2, autoscaling: {minInstances: 2}, backend: {stream: {drainSeconds: 0}}}";
+        sandbox.ready("simple", spec).await;
+        let mut owned = owned();
+        owned.push((ApiResource::erase::<ConfigMap>(&()), "simple-scaling"));
+        for (kind, name) in &owned {
+            eventually(&format!("{} {name} is there", kind.kind), Duration::from_secs(20), async || {
+                sandbox.objects(kind).get_opt(name).await.unwrap()
+            })
+            .await;
+        }
+        sandbox.api::<VX11Cluster>().delete("simple", &DeleteParams::background()).await.unwrap();
+        for (kind, name) in &owned {
+            eventually(&format!("{} {name} is gone", kind.kind), Duration::from_secs(60), async || {
+                sandbox.objects(kind).get_opt(name).await.unwrap().is_none().then_some(())
+            })
+            .await;
+        }
+        eventually("every pod is gone", Duration::from_secs(60), async || {
+            let pods = sandbox.api::<Pod>().list(&ListParams::default()).await.unwrap().items;
+            pods.is_empty().then_some(())
         })
         .await;
+        nothing_owned_is_left(sandbox, &owned).await;
         let claims: Api<PersistentVolumeClaim> = sandbox.api();
         assert!(claims.get("data-simple-redis-0").await.is_ok(), "the volume stays, as docs/redis.md says");
     })
     .await;
 }
 
-async fn count<K>(api: &Api<K>, listed: &ListParams) -> usize
-where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    api.list(listed).await.unwrap().items.len()
+/// Nothing of these kinds bears the label of what is owned, whatever its name.
+async fn nothing_owned_is_left(sandbox: &Sandbox, owned: &[(ApiResource, &str)]) {
+    let listed = ListParams::default().labels("app.kubernetes.io/managed-by=vx11-controller");
+    for (kind, _) in owned {
+        let left = sandbox.objects(kind).list(&listed).await.unwrap().items;
+        let left: Vec<_> = left.into_iter().filter_map(|object| object.metadata.name).collect();
+        assert!(left.is_empty(), "{}: {left:?}", kind.kind);
+    }
 }
 
 #[tokio::test]
