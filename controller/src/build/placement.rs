@@ -11,8 +11,8 @@ use super::metadata;
 use crate::{cluster::ValidatedCluster, names::Component};
 
 /// Old and new pods of a rollout spread on their own, or the new ones would avoid the old.
-fn each_revision() -> Option<Vec<String>> {
-    Some(vec!["pod-template-hash".to_owned()])
+fn each_revision() -> Vec<String> {
+    vec!["pod-template-hash".to_owned()]
 }
 
 /// The user's constraints, or nodes. A constraint without a selector means the instances.
@@ -32,7 +32,7 @@ pub(super) fn build_spread(cluster: &ValidatedCluster) -> Vec<TopologySpreadCons
         max_skew: 1,
         when_unsatisfiable: "ScheduleAnyway".to_owned(),
         label_selector: selector(),
-        match_label_keys: each_revision(),
+        match_label_keys: Some(each_revision()),
         ..TopologySpreadConstraint::default()
     }]
 }
@@ -47,7 +47,7 @@ pub(super) fn build_affinity(cluster: &ValidatedCluster) -> Affinity {
         pod_affinity_term: PodAffinityTerm {
             topology_key: "topology.kubernetes.io/zone".to_owned(),
             label_selector: Some(metadata::selector(&cluster.identity, Component::Backend)),
-            match_label_keys: each_revision(),
+            match_label_keys: Some(each_revision()),
             ..PodAffinityTerm::default()
         },
     };

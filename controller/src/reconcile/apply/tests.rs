@@ -256,9 +256,9 @@ async fn a_class_that_nobody_serves_takes_no_served_route_away() {
     let metadata = serde_json::from_value(served["metadata"].clone()).unwrap();
     context.cache.see(&key(), Kind::Ingress, &metadata);
     api.take_seen();
-    let nobody = || prepared_for("nobody", ClassKnowledge::Missing { name: "nobody".to_owned() });
-    for prepared in [nobody(), nobody(), prepared_for("contour", ClassKnowledge::NoDefault)] {
-        assert!(applied(&context, prepared).await.failures.is_empty());
+    let nobody = ClassKnowledge::Missing { name: "nobody".to_owned() };
+    for knowledge in [nobody.clone(), nobody, ClassKnowledge::NoDefault] {
+        assert!(applied(&context, prepared_for("nobody", knowledge)).await.failures.is_empty());
     }
     assert_eq!(
         api.take_writes(),
