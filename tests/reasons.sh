@@ -9,6 +9,6 @@ other+='|Failed(AttachVolume|Create.*|Mount)|False|Image(InspectError|PullBackOf
 other+='|Paused|PodScheduled|Progressing|Ready|Degraded|Reconcile|RedisReady|RegistryUnavailable|RunContainerError|StatefulSet'
 other+='|Scaling(Active|Limited)?|True|Opaque|Read|Unhealthy|Unknown|Event|Ingress|Secret|NOAUTH|WRONGPASS|MISCONF|LOADING'
 
-for file in diagnose.rs watch.rs reconcile/{apply,inspect,summary,validate}.rs reconcile/apply/volume.rs scale/{decision,report}.rs; do
+for file in diagnose.rs watch.rs reconcile/{apply,inspect,validate}.rs reconcile/{summary,summary/part,apply/wish}.rs reconcile/apply/volume.rs scale/{decision,report}.rs; do
   sed '/^mod tests/,$d' "$file" | grep -v '^ *//' | grep -oE '"[A-Z][A-Za-z]+"' || true
 done | tr -d '"' | grep -vxE "$other" | sort -u

@@ -8,6 +8,7 @@ pub mod disruption;
 pub mod load_balancer;
 pub mod metadata;
 pub mod network_policy;
+mod placement;
 pub mod redis;
 
 #[cfg(test)]

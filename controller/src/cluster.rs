@@ -150,6 +150,8 @@ pub struct Route {
     pub class_name: Option<String>,
     /// `spec.controller` of the class, when it is known.
     pub controller: Option<String>,
+    /// Nobody serves it: no class has the name, or none is the default.
+    pub is_unserved: bool,
     /// Annotations of the user; they win.
     pub annotations: BTreeMap<String, String>,
 }

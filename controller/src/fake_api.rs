@@ -99,12 +99,16 @@ impl FakeApi {
 
 impl Server {
     fn write(&mut self, path: &str, change: &Value) -> Value {
-        let before = self.objects.get(path).cloned();
-        let mut object = before.clone().unwrap_or_else(|| {
+        let mut object = self.objects.get(path).cloned().unwrap_or_else(|| {
             json!({"metadata": {"uid": format!("uid-{}", self.version), "creationTimestamp": "2026-01-01T00:00:00Z"}})
         });
         merge(&mut object, change);
-        if self.bumps_versions || before.as_ref() != Some(&object) {
+        self.replace(path, &object)
+    }
+
+    fn replace(&mut self, path: &str, object: &Value) -> Value {
+        let mut object = object.clone();
+        if self.bumps_versions || self.objects.get(path) != Some(&object) {
             self.version += 1;
             object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         }
@@ -195,6 +199,19 @@ async fn serve(State(server): State<Arc<Mutex<Server>>>, request: Request) -> Re
                 change => change,
             };
             server.write(&path, &change).to_string().into_response()
+        }
+        Method::PUT => {
+            let object: Value = serde_json::from_slice(&body).unwrap();
+            match server.objects.get(&path).cloned() {
+                None => refusal(404, "not found"),
+                Some(live) => {
+                    let version = &object["metadata"]["resourceVersion"];
+                    if !version.is_null() && *version != live["metadata"]["resourceVersion"] {
+                        return refusal(409, "the object has been modified");
+                    }
+                    server.replace(&path, &object).to_string().into_response()
+                }
+            }
         }
         Method::DELETE => match server.objects.remove(&path) {
             Some(object) => object.to_string().into_response(),

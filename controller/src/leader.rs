@@ -252,9 +252,61 @@ fn claim(mut lease: Lease, identity: &str, now: Timestamp) -> Lease {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::Method;
     use rstest::rstest;
 
     use super::*;
+    use crate::fake_api::{FakeApi, Fault};
+
+    const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/simple-operator/leases/simple-lease";
+
+    fn elector(api: &FakeApi, identity: &str) -> Elector {
+        Elector::new(api.client.clone(), "simple-operator", "simple-lease", identity)
+    }
+
+    #[tokio::test]
+    async fn a_standby_takes_over_at_its_first_look_after_a_graceful_stop() {
+        let api = FakeApi::start().await;
+        let (mut leader, mut standby) = (elector(&api, "leader"), elector(&api, "standby"));
+        assert!(leader.attempt().await.unwrap() && leader.guard().may_write());
+        assert!(!standby.attempt().await.unwrap() && !standby.guard().may_write());
+
+        leader.release().await;
+        assert!(!leader.guard().may_write());
+        let released = api.object(LEASE).unwrap()["spec"].clone();
+        assert_eq!(released.get("holderIdentity"), None, "{released}");
+
+        assert!(standby.attempt().await.unwrap() && standby.guard().may_write());
+        let taken = api.object(LEASE).unwrap()["spec"].clone();
+        assert_eq!((&taken["holderIdentity"], &taken["leaseTransitions"]), (&"standby".into(), &1.into()));
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_hold_the_lease_gives_nothing_back() {
+        let api = FakeApi::start().await;
+        let (mut leader, mut standby) = (elector(&api, "leader"), elector(&api, "standby"));
+        assert!(leader.attempt().await.unwrap());
+        assert!(!standby.attempt().await.unwrap());
+        standby.release().await;
+        assert_eq!(api.object(LEASE).unwrap()["spec"]["holderIdentity"], "leader");
+
+        // One that was taken over without having noticed, neither.
+        api.merge(LEASE, &serde_json::json!({"spec": {"holderIdentity": "somebody"}}));
+        leader.release().await;
+        assert!(!leader.guard().may_write());
+        assert_eq!(api.object(LEASE).unwrap()["spec"]["holderIdentity"], "somebody");
+    }
+
+    #[tokio::test]
+    async fn of_two_that_see_a_free_lease_one_takes_it() {
+        let api = FakeApi::start().await;
+        let (mut first, mut second) = (elector(&api, "first"), elector(&api, "second"));
+        assert!(first.attempt().await.unwrap());
+        first.release().await;
+        api.fail(Method::PUT, "/leases/simple-lease", 1, Fault::Refuse(409, "the object has been modified"));
+        assert!(!second.attempt().await.unwrap() && !second.guard().may_write());
+        assert!(second.attempt().await.unwrap() && second.guard().may_write());
+    }
 
     fn lease(holder: Option<&str>) -> Lease {
         Lease {

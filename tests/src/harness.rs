@@ -4,6 +4,7 @@ mod audit;
 mod http;
 mod instance;
 mod kubernetes;
+mod owned;
 mod secrets;
 mod stream;
 mod tools;
@@ -14,6 +15,7 @@ pub use self::{
     http::{Answer, Route},
     instance::Instance,
     kubernetes::{Sandbox, sandbox},
+    owned::owned,
     stream::{EventStream, Follower, Received},
     tools::{install_operator, kubectl, operator_installed, state_directory, tool},
     wait::{eventually, holds},

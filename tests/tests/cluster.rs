@@ -4,15 +4,15 @@ use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
-    core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service},
+    core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret},
 };
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 use vx11_crds::VX11Cluster;
-use vx11_tests::harness::{EventStream, Sandbox, TOKEN, eventually, kubectl, sandbox, tool};
+use vx11_tests::harness::{EventStream, Sandbox, TOKEN, eventually, kubectl, owned, sandbox, tool};
 
 const INSTANCE_ID: &str = "/operator/internal/instance-id";
 
@@ -21,6 +21,7 @@ async fn a_cluster_of_three_serves_on_every_instance() {
     sandbox("serve", async |sandbox| {
         let cluster = sandbox.ready("simple", "{instances: 3}").await;
         every_condition_is_as_it_should_be(&cluster);
+        instances_run_on_every_node_that_takes_them(sandbox).await;
         ten_requests_through_the_ingress_reach_all_three_instances(sandbox).await;
         a_token_issued_through_the_ingress_is_accepted_by_every_instance(sandbox).await;
         an_event_published_on_one_instance_reaches_streams_on_all_in_the_same_order(sandbox).await;
@@ -48,6 +49,20 @@ fn every_condition_is_as_it_should_be(cluster: &VX11Cluster) {
     }
     assert_eq!((status.instances, status.ready_instances, status.desired_instances), (3, 3, 3));
     assert!(status.endpoint.is_some());
+}
+
+/// The nodes of the test cluster have no zones, and one of them takes no pods.
+async fn instances_run_on_every_node_that_takes_them(sandbox: &Sandbox) {
+    let nodes: Api<Node> = Api::all(sandbox.client.clone());
+    let takes_pods = |node: &Node| {
+        let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+        taints.into_iter().all(|taint| taint.effect == "PreferNoSchedule")
+    };
+    let nodes = nodes.list(&ListParams::default()).await.unwrap().items;
+    let open = nodes.iter().filter(|node| takes_pods(node)).count();
+    let pods = sandbox.pods("simple", "backend").await;
+    let used: BTreeSet<_> = pods.into_iter().filter_map(|pod| pod.spec?.node_name).collect();
+    assert_eq!(used.len(), open.min(3), "three instances run on {used:?}");
 }
 
 async fn ten_requests_through_the_ingress_reach_all_three_instances(sandbox: &Sandbox) {
@@ -275,33 +290,44 @@ async fn principals_rotate_without_a_restart() {
 #[tokio::test]
 async fn a_deleted_cluster_takes_everything_along_but_its_volume() {
     sandbox("delete", async |sandbox| {
-        sandbox.ready("simple", "{instances: 1, backend: {stream: {drainSeconds: 0}}}").await;
-        let background = DeleteParams::background();
-        sandbox.api::<VX11Cluster>().delete("simple", &background).await.unwrap();
-        eventually("everything owned is gone", Duration::from_secs(60), async || {
-            let listed = ListParams::default().labels("app.kubernetes.io/managed-by=vx11-controller");
-            let left = [
-                count(&sandbox.api::<Deployment>(), &listed).await,
-                count(&sandbox.api::<StatefulSet>(), &listed).await,
-                count(&sandbox.api::<Service>(), &listed).await,
-                count(&sandbox.api::<Secret>(), &listed).await,
-                count(&sandbox.api::<ConfigMap>(), &listed).await,
-                count(&sandbox.api::<Pod>(), &listed).await,
-            ];
-            (left.iter().sum::<usize>() == 0).then_some(())
+        // With autoscaling, which keeps a journal of its decisions.
+        let spec = "{instances: 2, autoscaling: {minInstances: 2}, backend: {stream: {drainSeconds: 0}}}";
+        sandbox.ready("simple", spec).await;
+        let mut owned = owned();
+        owned.push((ApiResource::erase::<ConfigMap>(&()), "simple-scaling"));
+        for (kind, name) in &owned {
+            eventually(&format!("{} {name} is there", kind.kind), Duration::from_secs(20), async || {
+                sandbox.objects(kind).get_opt(name).await.unwrap()
+            })
+            .await;
+        }
+        sandbox.api::<VX11Cluster>().delete("simple", &DeleteParams::background()).await.unwrap();
+        for (kind, name) in &owned {
+            eventually(&format!("{} {name} is gone", kind.kind), Duration::from_secs(60), async || {
+                sandbox.objects(kind).get_opt(name).await.unwrap().is_none().then_some(())
+            })
+            .await;
+        }
+        eventually("every pod is gone", Duration::from_secs(60), async || {
+            let pods = sandbox.api::<Pod>().list(&ListParams::default()).await.unwrap().items;
+            pods.is_empty().then_some(())
         })
         .await;
+        nothing_owned_is_left(sandbox, &owned).await;
         let claims: Api<PersistentVolumeClaim> = sandbox.api();
         assert!(claims.get("data-simple-redis-0").await.is_ok(), "the volume stays, as docs/redis.md says");
     })
     .await;
 }
 
-async fn count<K>(api: &Api<K>, listed: &ListParams) -> usize
-where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    api.list(listed).await.unwrap().items.len()
+/// Nothing of these kinds bears the label of what is owned, whatever its name.
+async fn nothing_owned_is_left(sandbox: &Sandbox, owned: &[(ApiResource, &str)]) {
+    let listed = ListParams::default().labels("app.kubernetes.io/managed-by=vx11-controller");
+    for (kind, _) in owned {
+        let left = sandbox.objects(kind).list(&listed).await.unwrap().items;
+        let left: Vec<_> = left.into_iter().filter_map(|object| object.metadata.name).collect();
+        assert!(left.is_empty(), "{}: {left:?}", kind.kind);
+    }
 }
 
 #[tokio::test]

@@ -6,52 +6,23 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
-    core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount},
-    networking::v1::{Ingress, NetworkPolicy},
-    policy::v1::PodDisruptionBudget,
+    apps::v1::StatefulSet,
+    core::v1::{Pod, Service},
 };
 use kube::{
-    Api, Resource,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    Api,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
     core::ApiResource,
 };
 use serde_json::{Value, json};
-use vx11_tests::harness::{Sandbox, eventually, holds, sandbox};
-
-fn resource<K: Resource<DynamicType = ()>>() -> ApiResource {
-    ApiResource::erase::<K>(&())
-}
-
-/// Every object that a cluster `simple` with a Redis and an Ingress owns.
-fn owned() -> Vec<(ApiResource, &'static str)> {
-    vec![
-        (resource::<Secret>(), "simple-redis-auth"),
-        (resource::<Secret>(), "simple-signing-key"),
-        (resource::<Secret>(), "simple-principal-tokens"),
-        (resource::<ConfigMap>(), "simple-redis"),
-        (resource::<Service>(), "simple-redis"),
-        (resource::<StatefulSet>(), "simple-redis"),
-        (resource::<NetworkPolicy>(), "simple-redis"),
-        (resource::<ServiceAccount>(), "simple-backend"),
-        (resource::<Deployment>(), "simple-backend"),
-        (resource::<Service>(), "simple-backend"),
-        (resource::<PodDisruptionBudget>(), "simple-backend"),
-        (resource::<NetworkPolicy>(), "simple-backend"),
-        (resource::<Ingress>(), "simple"),
-    ]
-}
-
-fn api(sandbox: &Sandbox, kind: &ApiResource) -> Api<DynamicObject> {
-    Api::namespaced_with(sandbox.client.clone(), &sandbox.namespace, kind)
-}
+use vx11_tests::harness::{Sandbox, eventually, holds, owned, sandbox};
 
 #[tokio::test]
 async fn each_owned_object_deleted_by_hand_comes_back_within_two_seconds() {
     sandbox("deleted", async |sandbox| {
         sandbox.ready("simple", "{instances: 2, backend: {stream: {drainSeconds: 0}}}").await;
         for (kind, name) in owned() {
-            let objects = api(sandbox, &kind);
+            let objects = sandbox.objects(&kind);
             let uid = objects.get(name).await.unwrap().metadata.uid;
             objects.delete(name, &DeleteParams::background()).await.unwrap();
             let deleted = Instant::now();
@@ -87,7 +58,7 @@ async fn each_owned_field_edited_by_hand_is_put_back() {
 
 /// Edits each field that the controller owns of one object, one after the other; how many there were.
 async fn edit_every_field(sandbox: &Sandbox, kind: &ApiResource, name: &str) -> usize {
-    let objects = api(sandbox, kind);
+    let objects = sandbox.objects(kind);
     let read = async || serde_json::to_value(objects.get(name).await.unwrap()).unwrap();
     let object = read().await;
     let (mut edited, mut refused) = (0, Vec::new());
@@ -316,7 +287,7 @@ async fn objects_of_a_section_go_when_its_type_changes() {
             let goes = (name.starts_with("simple-redis") && kind.kind != "Secret") || kind.kind == "Ingress";
             if goes {
                 eventually(&format!("{} {name} goes", kind.kind), Duration::from_secs(20), async || {
-                    api(sandbox, &kind).get_opt(name).await.unwrap().is_none().then_some(())
+                    sandbox.objects(&kind).get_opt(name).await.unwrap().is_none().then_some(())
                 })
                 .await;
             }

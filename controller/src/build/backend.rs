@@ -6,13 +6,13 @@ use k8s_openapi::{
         core::v1::{
             Container, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler,
             LocalObjectReference, ObjectFieldSelector, PodSpec, PodTemplateSpec, Probe, SecretVolumeSource,
-            Service, ServiceAccount, ServicePort, ServiceSpec, SleepAction, TopologySpreadConstraint, Volume,
+            Service, ServiceAccount, ServicePort, ServiceSpec, SleepAction, Volume,
         },
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-use super::{load_balancer::ingress, metadata};
+use super::{load_balancer::ingress, metadata, placement};
 use crate::{
     cluster::ValidatedCluster,
     names::{self, ADMIN_PORT, Component, HTTP_PORT},
@@ -122,7 +122,7 @@ fn build_pod(cluster: &ValidatedCluster) -> PodTemplateSpec {
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
-            affinity: pod.affinity.clone(),
+            affinity: Some(placement::build_affinity(cluster)),
             automount_service_account_token: Some(false),
             containers: vec![build_container(cluster)],
             dns_policy: Some("ClusterFirst".to_owned()),
@@ -138,7 +138,7 @@ fn build_pod(cluster: &ValidatedCluster) -> PodTemplateSpec {
                 PRE_STOP_SECONDS + spec.stream.drain_seconds + CLOSING_SECONDS,
             )),
             tolerations: (!pod.tolerations.is_empty()).then(|| pod.tolerations.clone()),
-            topology_spread_constraints: Some(build_spread(cluster)),
+            topology_spread_constraints: Some(placement::build_spread(cluster)),
             volumes: Some(build_volumes(cluster)),
             ..PodSpec::default()
         }),
@@ -262,33 +262,6 @@ fn build_volumes(cluster: &ValidatedCluster) -> Vec<Volume> {
     volumes
 }
 
-/// The user's constraints, or zones and nodes as far as possible. A constraint without a selector means
-/// the instances.
-fn build_spread(cluster: &ValidatedCluster) -> Vec<TopologySpreadConstraint> {
-    let selector = || Some(metadata::selector(&cluster.identity, Component::Backend));
-    if let Some(constraints) = &cluster.backend.spec.pod.topology_spread_constraints {
-        return constraints
-            .iter()
-            .map(|constraint| TopologySpreadConstraint {
-                label_selector: constraint.label_selector.clone().or_else(selector),
-                ..constraint.clone()
-            })
-            .collect();
-    }
-    ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
-        .into_iter()
-        .map(|topology_key| TopologySpreadConstraint {
-            topology_key: topology_key.to_owned(),
-            max_skew: 1,
-            when_unsatisfiable: "ScheduleAnyway".to_owned(),
-            label_selector: selector(),
-            // Old and new pods of a rollout spread on their own, or the new ones would avoid the old.
-            match_label_keys: Some(vec!["pod-template-hash".to_owned()]),
-            ..TopologySpreadConstraint::default()
-        })
-        .collect()
-}
-
 fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
@@ -332,20 +305,6 @@ mod tests {
         cluster.backend.spec.stream.drain_seconds = 90;
         let pod = build_pod(&cluster).spec.unwrap();
         assert_eq!(pod.termination_grace_period_seconds, Some(100));
-    }
-
-    #[test]
-    fn a_constraint_without_a_selector_means_the_instances() {
-        let mut cluster = simple_cluster();
-        cluster.backend.spec.pod.topology_spread_constraints = Some(vec![TopologySpreadConstraint {
-            topology_key: "rack".to_owned(),
-            max_skew: 2,
-            when_unsatisfiable: "DoNotSchedule".to_owned(),
-            ..TopologySpreadConstraint::default()
-        }]);
-        let spread = build_spread(&cluster);
-        assert_eq!(spread.len(), 1);
-        assert_eq!(spread[0].label_selector, Some(metadata::selector(&cluster.identity, Component::Backend)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A refusal of one object does not stop the others; a lost lease stops everything.
 
+mod route;
 mod volume;
 mod wish;
 
@@ -12,7 +13,7 @@ use kube::api::{DynamicObject, PropagationPolicy};
 use serde_json::{Value, json};
 
 use self::wish::{ApplyError, Wish, explain};
-use super::build::{Prepared, PreparedRedis};
+use super::build::{Prepared, PreparedIngress, PreparedRedis};
 use crate::{
     cache::{Child, ClusterKey},
     client::{ClientError, Manager},
@@ -110,14 +111,16 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
     let outcome = pass.ensure_deployment(&instances, &count).await;
     report.add(&instances, outcome)?;
 
-    let mut after = Vec::new();
     if let Some(budget) = backend_budget {
-        after.push(Wish::new(Kind::PodDisruptionBudget, &budget)?);
+        let budget = Wish::new(Kind::PodDisruptionBudget, &budget)?;
+        let outcome = pass.ensure(&budget).await;
+        report.add(&budget, outcome)?;
     }
-    if let Some(ingress) = ingress {
-        after.push(Wish::new(Kind::Ingress, &ingress)?);
+    if let Some(PreparedIngress { ingress, is_unserved }) = ingress {
+        let route = Wish::new(Kind::Ingress, &ingress)?;
+        let outcome = pass.ensure_ingress(&route, is_unserved).await;
+        report.add(&route, outcome)?;
     }
-    pass.ensure_all(&after, &mut report).await?;
 
     pass.remove_orphans(&mut report).await?;
     Ok(report.applied)

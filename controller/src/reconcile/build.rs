@@ -40,7 +40,16 @@ pub struct Prepared {
     /// How many instances an eviction may take.
     pub backend_budget: Option<PodDisruptionBudget>,
     /// The route, unless there is none.
-    pub ingress: Option<Ingress>,
+    pub ingress: Option<PreparedIngress>,
+}
+
+/// The Ingress of the route.
+#[derive(Clone, Debug)]
+pub struct PreparedIngress {
+    /// The Ingress itself.
+    pub ingress: Ingress,
+    /// Nobody would serve it: one that exists stays as it is.
+    pub is_unserved: bool,
 }
 
 /// The objects of the Redis.
@@ -85,7 +94,10 @@ pub fn build(cluster: &ValidatedCluster, count: Count) -> Prepared {
         count,
         backend_service: backend::build_service(cluster),
         backend_policy: network_policy::build_backend_policy(cluster),
-        ingress: cluster.route.as_ref().map(|route| load_balancer::ingress::build_ingress(cluster, route)),
+        ingress: cluster.route.as_ref().map(|route| PreparedIngress {
+            ingress: load_balancer::ingress::build_ingress(cluster, route),
+            is_unserved: route.is_unserved,
+        }),
     }
 }
 
@@ -127,7 +139,12 @@ mod tests {
         let prepared = build(&memory_cluster(), count(1));
         assert!(prepared.redis.is_none());
         assert!(prepared.ingress.is_none());
-        assert!(prepared.credentials.is_empty() || prepared.credentials.len() == 2);
+        let names: Vec<_> = prepared
+            .credentials
+            .into_iter()
+            .filter_map(|credential| credential.secret.metadata.name)
+            .collect();
+        assert_eq!(names, ["simple-cluster-principal-tokens", "simple-cluster-signing-key"]);
     }
 
     #[test]

@@ -276,6 +276,10 @@ fn validate_route(cluster: &VX11Cluster, referenced: &Referenced) -> Option<Rout
                         None
                     }
                 },
+                is_unserved: matches!(
+                    referenced.class,
+                    ClassKnowledge::Missing { .. } | ClassKnowledge::NoDefault
+                ),
                 annotations: ingress.annotations,
             })
         }

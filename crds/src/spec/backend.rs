@@ -226,11 +226,11 @@ pub struct PodOverrides {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tolerations: Vec<Toleration>,
 
-    /// Scheduling affinity.
+    /// Scheduling affinity. Default: other zones are preferred.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
 
-    /// How the pods spread. Default: over zones and nodes, as far as possible.
+    /// How the pods spread. Default: over nodes, as far as possible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
 

@@ -16,8 +16,11 @@ use crate::quantity;
         .message("spec.redis.storage needs persistence: remove storage, or set spec.redis.persistence to true"),
     validation = Rule::new("self.type != 'Standalone' || oldSelf.type != 'Standalone' || (has(self.persistence) ? self.persistence : true) == (has(oldSelf.persistence) ? oldSelf.persistence : true)")
         .message("spec.redis.persistence cannot change while the Redis runs: it decides where its data lies; create a new cluster"),
-    validation = Rule::new("!has(oldSelf.storage) || self.type != 'Standalone' || has(self.storage)")
-        .message("spec.redis.storage cannot be removed: the volume exists; keep the section as it was")
+    // Here and not at the section: absent, it stands for its defaults, and the volume of those exists as well.
+    validation = Rule::new("self.type != 'Standalone' || oldSelf.type != 'Standalone' || (has(self.storage) && has(self.storage.storageClassName) ? self.storage.storageClassName : '') == (has(oldSelf.storage) && has(oldSelf.storage.storageClassName) ? oldSelf.storage.storageClassName : '')")
+        .message("spec.redis.storage.storageClassName cannot change: the volume exists; create a new cluster to move to another class"),
+    validation = Rule::new("self.type != 'Standalone' || oldSelf.type != 'Standalone' || quantity(has(self.storage) ? self.storage.size : '1Gi').compareTo(quantity(has(oldSelf.storage) ? oldSelf.storage.size : '1Gi')) >= 0")
+        .message("spec.redis.storage.size cannot shrink: set it to at least its present value, which is 1Gi where it was absent")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RedisSpec {
@@ -64,20 +67,16 @@ pub enum RedisType {
     None,
 }
 
-/// The volume of the Redis.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("(has(self.storageClassName) ? self.storageClassName : '') == (has(oldSelf.storageClassName) ? oldSelf.storageClassName : '')")
-    .message("spec.redis.storage.storageClassName cannot change: the volume exists; create a new cluster to move to another class"))]
+/// The volume of the Redis. It exists from the first start, also when the section is absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RedisStorageSpec {
     /// Size, such as `1Gi`. It can grow where the StorageClass allows volume expansion; it never shrinks.
     #[serde(default = "one_gibibyte")]
     #[schemars(schema_with = "quantity::size")]
-    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0")
-        .message("spec.redis.storage.size cannot shrink: set it to at least its present value"))]
     pub size: String,
 
-    /// StorageClass. Absent: the default one of the Kubernetes cluster.
+    /// StorageClass. Absent: the default one of the Kubernetes cluster. It cannot change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,

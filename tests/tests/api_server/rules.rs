@@ -144,12 +144,6 @@ fn cases() -> Vec<Case> {
             redis(json!({"persistence": false})),
         ),
         change(
-            "spec.redis.storage cannot be removed",
-            storage(json!({"size": "1Gi"})),
-            storage(json!({"size": "1Gi"})),
-            redis(json!({"type": "Standalone"})),
-        ),
-        change(
             "spec.redis.storage.storageClassName cannot change",
             storage(json!({"storageClassName": "fast"})),
             storage(json!({"storageClassName": "fast", "size": "3Gi"})),
@@ -215,6 +209,44 @@ async fn names_are_short_and_plain(sandbox: &vx11_tests::harness::Sandbox, messa
             judge(sandbox, name, &json!({}), true).await.expect_err(&format!("the name {name} passed"));
         assert!(refusal.contains(message), "{name}: {refusal}");
     }
+}
+
+/// The volume exists as its defaults say, also when the section does not.
+#[tokio::test]
+async fn the_section_of_the_volume_may_come_and_go_with_its_defaults_only() {
+    const CLASS: &str = "spec.redis.storage.storageClassName cannot change";
+    const SIZE: &str = "spec.redis.storage.size cannot shrink";
+    sandbox("volume", async |sandbox| {
+        let cases = [
+            (json!({}), json!({"storage": {"size": "1Gi"}}), None),
+            (json!({}), json!({"storage": {"size": "2Gi"}}), None),
+            (json!({}), json!({"storage": {"size": "1023Mi"}}), Some(SIZE)),
+            (json!({}), json!({"storage": {"storageClassName": "fast"}}), Some(CLASS)),
+            (json!({"storage": {"size": "1Gi"}}), json!({}), None),
+            (json!({"storage": {"size": "1025Mi"}}), json!({}), Some(SIZE)),
+            (json!({"storage": {"storageClassName": "fast"}}), json!({}), Some(CLASS)),
+            (
+                json!({"persistence": false}),
+                json!({"persistence": false, "image": "example.com/redis:8"}),
+                None,
+            ),
+            // Nobody knows of a volume of a Redis that does not run.
+            (json!({"type": "None"}), json!({"storage": {"storageClassName": "fast", "size": "1Mi"}}), None),
+        ];
+        for (number, (before, after, refused)) in cases.into_iter().enumerate() {
+            let name = format!("volume-{number}");
+            judge(sandbox, &name, &json!({"paused": true, "redis": before}), false).await.unwrap();
+            let verdict = judge(sandbox, &name, &json!({"paused": true, "redis": after}), true).await;
+            let told = verdict.err();
+            let as_expected = match (&told, refused) {
+                (None, None) => true,
+                (Some(told), Some(refused)) => told.contains(refused),
+                _ => false,
+            };
+            assert!(as_expected, "{before} -> {after}: {told:?} and not {refused:?}");
+        }
+    })
+    .await;
 }
 
 /// What passes in the one direction and not in the other, beyond one pair a rule.

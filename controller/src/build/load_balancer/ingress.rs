@@ -90,9 +90,10 @@ fn class_annotations(route: &Route) -> BTreeMap<String, String> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// Annotations of the Service by the controller that serves the class of the route to it.
+/// Annotations of the Service by the controller that serves the class of the route to it. Where that is not known
+/// they are there as well: it may be Contour that serves it still, and nobody else reads them.
 pub(in crate::build) fn service_annotations(route: &Route) -> BTreeMap<String, String> {
-    if !is_contour(route) {
+    if route.controller.is_some() && !is_contour(route) {
         return BTreeMap::new();
     }
     // Envoy refuses what exceeds 1024 connections or requests to one Service, so the 1025th stream of a whole

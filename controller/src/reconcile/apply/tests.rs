@@ -13,11 +13,16 @@ use crate::{
     cluster::{GeneratedData, InstanceCount},
     fake_api::{FakeApi, Fault},
     leader::LeaseGuard,
-    reconcile::{build::build, dereference::SecretState, validate::validate},
+    reconcile::{
+        build::build,
+        dereference::{ClassKnowledge, SecretState},
+        validate::validate,
+    },
     telemetry::Metrics,
 };
 
 const SERVICE: &str = "/api/v1/namespaces/simple-namespace/services/simple-cluster-backend";
+const INGRESS: &str = "/apis/networking.k8s.io/v1/namespaces/simple-namespace/ingresses/simple-cluster";
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/simple-namespace/deployments/simple-cluster-backend";
 
 fn key() -> ClusterKey {
@@ -226,4 +231,97 @@ async fn an_answer_that_never_comes_ends_at_its_deadline() {
     let context = context(&api, LeaseGuard::open());
     let read = context.client.get(Kind::Service, "simple-namespace", "simple-cluster-backend").await;
     assert!(matches!(read, Err(ClientError::Deadline)));
+}
+
+/// The cluster with this class in its spec, and what is known of it.
+fn prepared_for(class: &str, knowledge: ClassKnowledge) -> Prepared {
+    let spec = format!("{{instances: 3, loadBalancer: {{ingress: {{className: {class}}}}}}}");
+    let mut referenced = referenced();
+    referenced.class = knowledge;
+    build(&validate(&object(&spec), &referenced, &defaults()).unwrap(), count(3))
+}
+
+fn contour(name: &str) -> ClassKnowledge {
+    let controller = "projectcontour.io/ingress-controller".to_owned();
+    ClassKnowledge::Served { name: name.to_owned(), controller }
+}
+
+#[tokio::test]
+async fn a_class_that_nobody_serves_takes_no_served_route_away() {
+    let api = FakeApi::start().await;
+    let context = context(&api, LeaseGuard::open());
+    applied(&context, prepared_for("contour", contour("contour"))).await;
+    // The watch tells of it, so that it could be taken for an orphan.
+    let served = api.object(INGRESS).unwrap();
+    let metadata = serde_json::from_value(served["metadata"].clone()).unwrap();
+    context.cache.see(&key(), Kind::Ingress, &metadata);
+    api.take_seen();
+    let nobody = ClassKnowledge::Missing { name: "nobody".to_owned() };
+    for knowledge in [nobody.clone(), nobody, ClassKnowledge::NoDefault] {
+        assert!(applied(&context, prepared_for("nobody", knowledge)).await.failures.is_empty());
+    }
+    assert_eq!(
+        api.take_writes(),
+        [],
+        "neither the Ingress nor the Service, which carries annotations of the class"
+    );
+    assert_eq!(api.object(INGRESS).unwrap(), served);
+
+    // Corrected, the rest of the spec reaches it again.
+    api.merge(INGRESS, &json!({"metadata": {"labels": {"app.kubernetes.io/name": "edited"}}}));
+    context.cache.doubt(&key(), Kind::Ingress, "simple-cluster");
+    applied(&context, prepared_for("contour", contour("contour"))).await;
+    assert_eq!(api.object(INGRESS).unwrap()["metadata"]["labels"]["app.kubernetes.io/name"], "vx11");
+}
+
+#[tokio::test]
+async fn a_route_without_anybody_to_serve_it_waits_for_its_class() {
+    let api = FakeApi::start().await;
+    let context = context(&api, LeaseGuard::open());
+    applied(&context, prepared_for("later", ClassKnowledge::Missing { name: "later".to_owned() })).await;
+    assert_eq!(api.object(INGRESS).unwrap()["spec"]["ingressClassName"], "later");
+    applied(&context, prepared_for("later", contour("later"))).await;
+    let annotations = api.object(INGRESS).unwrap()["metadata"]["annotations"].clone();
+    assert!(annotations.get("projectcontour.io/response-timeout").is_some(), "{annotations}");
+}
+
+#[tokio::test]
+async fn an_address_of_the_former_class_does_not_pass_for_one_of_the_new() {
+    let api = FakeApi::start().await;
+    let context = context(&api, LeaseGuard::open());
+    applied(&context, prepared_for("first", contour("first"))).await;
+    api.merge(INGRESS, &json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}));
+    assert!(applied(&context, prepared_for("second", contour("second"))).await.waiting);
+    context.cache.doubt(&key(), Kind::Ingress, "simple-cluster");
+    assert!(!applied(&context, prepared_for("second", contour("second"))).await.waiting);
+    let anew = api.object(INGRESS).unwrap();
+    assert_eq!(anew["spec"]["ingressClassName"], "second");
+    assert_eq!(anew.get("status"), None);
+
+    // Edited by hand it is put back where it is: its address is of the class that it is put back to.
+    api.merge(INGRESS, &json!({"spec": {"ingressClassName": "third"}}));
+    context.cache.doubt(&key(), Kind::Ingress, "simple-cluster");
+    api.take_seen();
+    applied(&context, prepared_for("second", contour("second"))).await;
+    let methods: Vec<String> = api.take_writes().into_iter().map(|write| write.method).collect();
+    assert_eq!(methods, ["PATCH"]);
+    assert_eq!(api.object(INGRESS).unwrap()["metadata"]["uid"], anew["metadata"]["uid"]);
+}
+
+#[tokio::test]
+async fn a_class_that_is_named_no_more_is_left_for_the_default_one() {
+    let api = FakeApi::start().await;
+    let context = context(&api, LeaseGuard::open());
+    applied(&context, prepared_for("named", contour("named"))).await;
+    let ours = json!([{"manager": names::OBJECT_MANAGER, "operation": "Apply", "fieldsV1": {"f:spec": {"f:ingressClassName": {}}}}]);
+    api.merge(INGRESS, &json!({"metadata": {"managedFields": ours}}));
+    assert!(applied(&context, prepared(3)).await.waiting);
+    assert_eq!(api.object(INGRESS), None);
+
+    // What Kubernetes fills in is no class of ours.
+    applied(&context, prepared(3)).await;
+    api.merge(INGRESS, &json!({"spec": {"ingressClassName": "the-default"}, "metadata": {"annotations": {names::APPLIED: "before"}}}));
+    context.cache.doubt(&key(), Kind::Ingress, "simple-cluster");
+    assert!(!applied(&context, prepared(3)).await.waiting);
+    assert_eq!(api.object(INGRESS).unwrap()["spec"]["ingressClassName"], "the-default");
 }

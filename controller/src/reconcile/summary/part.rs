@@ -144,19 +144,27 @@ pub(super) fn route_part(findings: &Findings) -> Part {
     if spec.type_ == LoadBalancerType::None {
         return Part::ready(DISABLED, "spec.loadBalancer.type is None: clients use the Service");
     }
+    let address = findings.inspected.ingress.as_ref().and_then(|ingress| ingress.address.as_ref());
+    // The apply leaves an Ingress alone that nobody would serve as the spec wants it.
+    let so = match address {
+        Some(address) => format!("the Ingress stays as it was, at {address}"),
+        None => "nobody serves the Ingress".to_owned(),
+    };
     match &findings.referenced.class {
         ClassKnowledge::Missing { name } => {
             return Part::Broken(Trouble::new(
                 "IngressClassMissing",
                 format!(
-                    "no IngressClass is named {name}, so that nobody serves the Ingress; install its controller, or correct spec.loadBalancer.ingress.className"
+                    "no IngressClass is named {name}, so that {so}; install its controller, or correct spec.loadBalancer.ingress.className"
                 ),
             ));
         }
         ClassKnowledge::NoDefault => {
             return Part::Broken(Trouble::new(
                 "NoDefaultIngressClass",
-                "no IngressClass is the default one, so that nobody serves the Ingress; set spec.loadBalancer.ingress.className, or spec.loadBalancer.type to None",
+                format!(
+                    "no IngressClass is the default one, so that {so}; set spec.loadBalancer.ingress.className, or spec.loadBalancer.type to None"
+                ),
             ));
         }
         ClassKnowledge::Served { .. } | ClassKnowledge::Unknown => {}
@@ -171,7 +179,7 @@ pub(super) fn route_part(findings: &Findings) -> Part {
     let Some(ingress) = &findings.inspected.ingress else {
         return Part::Starting(Trouble::new("RouteStarting", "the Ingress is not there yet"));
     };
-    if let Some(address) = &ingress.address {
+    if let Some(address) = address {
         return Part::ready("RouteServes", format!("the route is served at {address}"));
     }
     let age = ingress.created.map_or(0, |created| findings.now.duration_since(created).as_secs());

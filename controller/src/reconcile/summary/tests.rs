@@ -277,6 +277,16 @@ fn a_class_that_nobody_serves_is_named(
     assert!(summary.transitions.iter().any(|transition| transition.message.contains(says)));
 }
 
+#[test]
+fn a_route_that_is_left_alone_says_that_it_is_still_served() {
+    let mut world = World::settled();
+    world.referenced.class = ClassKnowledge::Missing { name: "nobody".to_owned() };
+    let summary = world.look();
+    assert_eq!(condition(&summary, "LoadBalancerReady"), ("False", "IngressClassMissing"));
+    let [told] = summary.transitions.as_slice() else { panic!("{:?}", summary.transitions) };
+    assert!(told.warning && told.message.contains("stays as it was, at 192.0.2.1"), "{}", told.message);
+}
+
 #[rstest]
 #[case(29, "RouteStarting")]
 #[case(30, "NoAddress")]
