@@ -45,6 +45,11 @@ pub const ADMIN_PORT: i32 = 9090;
 /// Port of the Redis.
 pub const REDIS_PORT: i32 = 6379;
 
+/// Container of an instance; others in its pod are none of ours.
+pub const BACKEND_CONTAINER: &str = "backend";
+/// Its variable with the most streams that it accepts; 0 is no limit.
+pub const MAX_CLIENTS_VARIABLE: &str = "VX11_MAX_CLIENTS";
+
 /// Key of the password in a Redis auth Secret.
 pub const PASSWORD_KEY: &str = "password";
 /// Keys of the signing-key Secret that must exist.

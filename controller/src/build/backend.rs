@@ -152,7 +152,7 @@ fn build_container(cluster: &ValidatedCluster) -> Container {
         mounts.push(metadata::mount("redis", REDIS_DIR, true));
     }
     Container {
-        name: "backend".to_owned(),
+        name: names::BACKEND_CONTAINER.to_owned(),
         image: Some(cluster.backend.image.clone()),
         image_pull_policy: Some(cluster.backend.spec.image_pull_policy.as_str().to_owned()),
         env: Some(build_environment(cluster)),
@@ -196,7 +196,7 @@ fn build_environment(cluster: &ValidatedCluster) -> Vec<EnvVar> {
         ("VX11_ISSUE_RATE_PER_ADDRESS", limits.issuances_per_second_per_address.to_string()),
         ("VX11_ISSUE_RATE_PER_PRINCIPAL", limits.issuances_per_second_per_principal.to_string()),
         ("VX11_LISTEN", format!("0.0.0.0:{HTTP_PORT}")),
-        ("VX11_MAX_CLIENTS", stream.max_clients_per_instance.to_string()),
+        (names::MAX_CLIENTS_VARIABLE, stream.max_clients_per_instance.to_string()),
         ("VX11_MAX_CLIENTS_PER_ADDRESS", limits.clients_per_address.to_string()),
         ("VX11_MAX_CLIENTS_PER_PRINCIPAL", limits.clients_per_principal.to_string()),
         ("VX11_OPERATOR_SSE_HEARTBEAT", stream.heartbeat_seconds.to_string()),

@@ -23,7 +23,7 @@ fn ready(name: &str, streams: u64) -> Instance {
 }
 
 fn starting(name: &str) -> Instance {
-    Instance { ready: false, load: missing("not started"), ..ready(name, 0) }
+    Instance { ready: false, answered: false, load: missing("not started"), ..ready(name, 0) }
 }
 
 fn draining(name: &str, streams: u64, deadline: Moment) -> Instance {
