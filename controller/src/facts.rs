@@ -57,6 +57,8 @@ pub struct DeploymentFacts {
     pub ready: i32,
     /// Whether the scale field manager holds `spec.replicas`.
     pub scale_owned: bool,
+    /// The count that the scale field manager wrote last.
+    pub count: Option<i32>,
     /// Why pods cannot be created, in the API server's words.
     pub creation_failure: Option<String>,
     /// No progress within the deadline.
@@ -166,6 +168,15 @@ pub enum Quality {
     Empty,
 }
 
+impl DeploymentFacts {
+    /// The count that was decided last: what stands there, unless another hand has written it.
+    #[must_use]
+    pub fn own_count(&self) -> u32 {
+        let count = if self.scale_owned { self.desired } else { self.count.unwrap_or(self.desired) };
+        u32::try_from(count).unwrap_or(0)
+    }
+}
+
 impl SecretFacts {
     /// Facts of plain values, for tests and for Secrets just drawn.
     #[must_use]
@@ -246,6 +257,7 @@ fn deployment_facts(deployment: &Deployment) -> DeploymentFacts {
         .any(|entry| {
             entry.fields_v1.as_ref().and_then(|fields| fields.0.pointer("/f:spec/f:replicas")).is_some()
         });
+    let annotation = |name: &str| deployment.metadata.annotations.as_ref()?.get(name);
     DeploymentFacts {
         observed: status.observed_generation >= deployment.metadata.generation,
         desired: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
@@ -253,18 +265,13 @@ fn deployment_facts(deployment: &Deployment) -> DeploymentFacts {
         updated: status.updated_replicas.unwrap_or(0),
         ready: status.ready_replicas.unwrap_or(0),
         scale_owned,
+        count: annotation(names::COUNT).and_then(|count| count.parse().ok()),
         creation_failure: condition("ReplicaFailure")
             .filter(|condition| condition.status == "True")
             .and_then(|condition| condition.message.clone()),
         stuck: condition("Progressing")
             .is_some_and(|condition| condition.reason.as_deref() == Some("ProgressDeadlineExceeded")),
-        removing: deployment
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(names::REMOVING))
-            .map(|text| marks::read_removals(text))
-            .unwrap_or_default(),
+        removing: annotation(names::REMOVING).map(|text| marks::read_removals(text)).unwrap_or_default(),
     }
 }
 
@@ -405,6 +412,15 @@ mod tests {
         assert!(facts.scale_owned && !facts.observed);
         deployment.metadata.managed_fields = None;
         assert!(!deployment_facts(&deployment).scale_owned);
+    }
+
+    #[test]
+    fn a_count_of_another_hand_is_not_taken_for_the_own_one() {
+        let own = DeploymentFacts { desired: 7, count: Some(3), scale_owned: true, ..Default::default() };
+        assert_eq!(own.own_count(), 7);
+        let foreign = DeploymentFacts { scale_owned: false, ..own };
+        assert_eq!(foreign.own_count(), 3);
+        assert_eq!(DeploymentFacts { count: None, ..foreign }.own_count(), 7, "nothing better is known");
     }
 
     #[test]

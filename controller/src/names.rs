@@ -33,6 +33,9 @@ pub const DRAIN: &str = "vx11.io/drain";
 /// Deployment annotation: the drained pods that the present `replicas` was lowered for.
 pub const REMOVING: &str = "vx11.io/removing";
 
+/// Deployment annotation: the count that the scale field manager wrote, whoever has written `replicas` since.
+pub const COUNT: &str = "vx11.io/instances";
+
 /// Label of namespaces whose pods may scrape the admin port.
 pub const MONITORING_NAMESPACE: &str = "vx11.io/monitoring";
 /// `app.kubernetes.io/name` of the controller's own pods, which the chart sets.

@@ -318,16 +318,16 @@ impl Pass<'_> {
 
     async fn write_count(self, name: &str, count: &Count) -> Result<DynamicObject, ApplyError> {
         let resource = Kind::Deployment.resource();
-        // With the count, and only with it: whoever leads next knows which pods it was lowered for.
-        let removing = if count.removing.is_empty() {
-            json!({})
-        } else {
-            json!({names::REMOVING: marks::write_removals(&count.removing)})
-        };
+        // With the count, and only with it: whoever leads next knows which pods it was lowered for, and what it was
+        // when another hand has written it.
+        let mut annotations = json!({names::COUNT: count.instances.get().to_string()});
+        if !count.removing.is_empty() {
+            annotations[names::REMOVING] = marks::write_removals(&count.removing).into();
+        }
         let body = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
-            "metadata": {"name": name, "annotations": removing},
+            "metadata": {"name": name, "annotations": annotations},
             "spec": {"replicas": count.instances.get()},
         });
         let namespace = &self.identity.namespace;

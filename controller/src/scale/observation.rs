@@ -219,7 +219,7 @@ pub struct Removal {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Observation {
-    /// `spec.replicas` of the Deployment.
+    /// `spec.replicas` of the Deployment, as it was decided last.
     pub replicas: u32,
     /// The removals that the present `replicas` were lowered for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -73,7 +73,7 @@ pub async fn observe(
         sight.observation.instances.push(instance(name, pod, answered, load));
     }
     if let Some(deployment) = deployment {
-        sight.observation.replicas = u32::try_from(deployment.desired).unwrap_or(0);
+        sight.observation.replicas = deployment.own_count();
         sight.observation.rollout = is_rolling(&deployment);
         sight.observation.removing = deployment.removing;
     }
