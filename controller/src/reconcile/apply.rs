@@ -320,10 +320,12 @@ impl Pass<'_> {
         let resource = Kind::Deployment.resource();
         // With the count, and only with it: whoever leads next knows which pods it was lowered for, and what it was
         // when another hand has written it.
-        let mut annotations = json!({names::COUNT: count.instances.get().to_string()});
-        if !count.removing.is_empty() {
-            annotations[names::REMOVING] = marks::write_removals(&count.removing).into();
-        }
+        let instances = count.instances.get().to_string();
+        let annotations = if count.removing.is_empty() {
+            json!({names::COUNT: instances})
+        } else {
+            json!({names::COUNT: instances, names::REMOVING: marks::write_removals(&count.removing)})
+        };
         let body = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,

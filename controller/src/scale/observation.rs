@@ -110,6 +110,7 @@ pub struct Mark {
 /// One instance as seen from outside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own; every combination occurs")]
 pub struct Instance {
     /// Name of the pod.
     pub name: String,
@@ -282,8 +283,8 @@ mod tests {
     #[test]
     fn an_instance_that_fell_silent_stays_unknown_and_one_that_never_spoke_does_not() {
         let silent = Observed::Missing { reason: "no answer within 1 s".into() };
-        let mut world = Observation::default();
-        world.instances = vec![Instance { ready: false, load: silent, ..Instance::serving("a", 0, 0) }];
+        let instances = vec![Instance { ready: false, load: silent, ..Instance::serving("a", 0, 0) }];
+        let mut world = Observation { instances, ..Observation::default() };
         assert_eq!(world.unknown().count(), 1, "it is not ready, but may hold its streams");
         world.instances[0].answered = false;
         assert_eq!(world.unknown().count(), 0, "it has yet to start");
