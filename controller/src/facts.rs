@@ -57,6 +57,8 @@ pub struct DeploymentFacts {
     pub ready: i32,
     /// Whether the scale field manager holds `spec.replicas`.
     pub scale_owned: bool,
+    /// The count that the scale field manager wrote last.
+    pub count: Option<i32>,
     /// Why pods cannot be created, in the API server's words.
     pub creation_failure: Option<String>,
     /// No progress within the deadline.
@@ -118,14 +120,18 @@ pub struct PodFacts {
     pub ready: bool,
     /// It is being deleted.
     pub terminating: bool,
+    /// When its time to go is up, if it is being deleted.
+    pub gone_by: Option<Timestamp>,
     /// When it was created.
     pub created: Option<Timestamp>,
     /// Why it does not run, as far as its status tells.
     pub trouble: Option<Trouble>,
     /// Its address, once it has one.
     pub address: Option<IpAddr>,
-    /// How often its containers were restarted.
+    /// How often its container of ours was restarted; what is injected beside it does not count.
     pub restarts: i32,
+    /// Most streams that it was made to accept; 0 is no limit.
+    pub max_streams: u64,
     /// It has never run.
     pub pending: bool,
     /// It has ended and will not run again.
@@ -160,6 +166,15 @@ pub enum Quality {
     Other,
     /// Nothing.
     Empty,
+}
+
+impl DeploymentFacts {
+    /// The count that was decided last: what stands there, unless another hand has written it.
+    #[must_use]
+    pub fn own_count(&self) -> u32 {
+        let count = if self.scale_owned { self.desired } else { self.count.unwrap_or(self.desired) };
+        u32::try_from(count).unwrap_or(0)
+    }
 }
 
 impl SecretFacts {
@@ -242,6 +257,7 @@ fn deployment_facts(deployment: &Deployment) -> DeploymentFacts {
         .any(|entry| {
             entry.fields_v1.as_ref().and_then(|fields| fields.0.pointer("/f:spec/f:replicas")).is_some()
         });
+    let annotation = |name: &str| deployment.metadata.annotations.as_ref()?.get(name);
     DeploymentFacts {
         observed: status.observed_generation >= deployment.metadata.generation,
         desired: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
@@ -249,18 +265,13 @@ fn deployment_facts(deployment: &Deployment) -> DeploymentFacts {
         updated: status.updated_replicas.unwrap_or(0),
         ready: status.ready_replicas.unwrap_or(0),
         scale_owned,
+        count: annotation(names::COUNT).and_then(|count| count.parse().ok()),
         creation_failure: condition("ReplicaFailure")
             .filter(|condition| condition.status == "True")
             .and_then(|condition| condition.message.clone()),
         stuck: condition("Progressing")
             .is_some_and(|condition| condition.reason.as_deref() == Some("ProgressDeadlineExceeded")),
-        removing: deployment
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(names::REMOVING))
-            .map(|text| marks::read_removals(text))
-            .unwrap_or_default(),
+        removing: annotation(names::REMOVING).map(|text| marks::read_removals(text)).unwrap_or_default(),
     }
 }
 
@@ -318,6 +329,8 @@ fn pod_facts(pod: &Pod) -> PodFacts {
         component,
         ready,
         terminating: pod.metadata.deletion_timestamp.is_some(),
+        // The API server has added the grace period.
+        gone_by: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
         created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
         trouble: diagnose::pod(pod),
         address: status.and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
@@ -325,8 +338,9 @@ fn pod_facts(pod: &Pod) -> PodFacts {
             .and_then(|status| status.container_statuses.as_ref())
             .into_iter()
             .flatten()
-            .map(|container| container.restart_count)
-            .sum(),
+            .find(|container| container.name == names::BACKEND_CONTAINER)
+            .map_or(0, |container| container.restart_count),
+        max_streams: max_streams(pod),
         pending: status.is_none_or(|status| status.phase.as_deref() == Some("Pending")),
         finished: status
             .and_then(|status| status.phase.as_deref())
@@ -343,6 +357,16 @@ fn pod_facts(pod: &Pod) -> PodFacts {
             .as_ref()
             .and_then(|annotations| marks::read(annotations.get(names::DRAIN)?)),
     }
+}
+
+fn max_streams(pod: &Pod) -> u64 {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    containers
+        .filter(|container| container.name == names::BACKEND_CONTAINER)
+        .flat_map(|container| container.env.iter().flatten())
+        .find(|variable| variable.name == names::MAX_CLIENTS_VARIABLE)
+        .and_then(|variable| variable.value.as_ref()?.parse().ok())
+        .unwrap_or(0)
 }
 
 fn secret_facts(secret: &Secret) -> SecretFacts {
@@ -388,5 +412,34 @@ mod tests {
         assert!(facts.scale_owned && !facts.observed);
         deployment.metadata.managed_fields = None;
         assert!(!deployment_facts(&deployment).scale_owned);
+    }
+
+    #[test]
+    fn a_count_of_another_hand_is_not_taken_for_the_own_one() {
+        let own = DeploymentFacts { desired: 7, count: Some(3), scale_owned: true, ..Default::default() };
+        assert_eq!(own.own_count(), 7);
+        let foreign = DeploymentFacts { scale_owned: false, ..own };
+        assert_eq!(foreign.own_count(), 3);
+        assert_eq!(DeploymentFacts { count: None, ..foreign }.own_count(), 7, "nothing better is known");
+    }
+
+    #[test]
+    fn only_the_container_of_ours_counts_in_a_pod() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"deletionTimestamp": "2026-01-01T00:00:30Z"},
+            "spec": {"containers": [
+                {"name": "proxy", "env": [{"name": "VX11_MAX_CLIENTS", "value": "7"}]},
+                {"name": "backend", "env": [{"name": "VX11_MAX_CLIENTS", "value": "800"}]},
+            ]},
+            "status": {"containerStatuses": [
+                {"name": "proxy", "restartCount": 5, "image": "", "imageID": "", "ready": true},
+                {"name": "backend", "restartCount": 2, "image": "", "imageID": "", "ready": true},
+            ]},
+        }))
+        .unwrap();
+        let facts = pod_facts(&pod);
+        assert_eq!((facts.restarts, facts.max_streams), (2, 800));
+        assert_eq!(facts.gone_by.unwrap().to_string(), "2026-01-01T00:00:30Z");
+        assert_eq!(pod_facts(&Pod::default()).max_streams, 0, "no limit where none is set");
     }
 }

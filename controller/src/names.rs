@@ -33,6 +33,9 @@ pub const DRAIN: &str = "vx11.io/drain";
 /// Deployment annotation: the drained pods that the present `replicas` was lowered for.
 pub const REMOVING: &str = "vx11.io/removing";
 
+/// Deployment annotation: the count that the scale field manager wrote, whoever has written `replicas` since.
+pub const COUNT: &str = "vx11.io/instances";
+
 /// Label of namespaces whose pods may scrape the admin port.
 pub const MONITORING_NAMESPACE: &str = "vx11.io/monitoring";
 /// `app.kubernetes.io/name` of the controller's own pods, which the chart sets.
@@ -44,6 +47,11 @@ pub const HTTP_PORT: i32 = 8001;
 pub const ADMIN_PORT: i32 = 9090;
 /// Port of the Redis.
 pub const REDIS_PORT: i32 = 6379;
+
+/// Container of an instance; others in its pod are none of ours.
+pub const BACKEND_CONTAINER: &str = "backend";
+/// Its variable with the most streams that it accepts; 0 is no limit.
+pub const MAX_CLIENTS_VARIABLE: &str = "VX11_MAX_CLIENTS";
 
 /// Key of the password in a Redis auth Secret.
 pub const PASSWORD_KEY: &str = "password";

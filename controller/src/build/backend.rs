@@ -16,6 +16,7 @@ use super::{load_balancer::ingress, metadata, placement};
 use crate::{
     cluster::ValidatedCluster,
     names::{self, ADMIN_PORT, Component, HTTP_PORT},
+    scale::policy::{Policy, Target},
 };
 
 /// User of the image; it exists in no passwd file and needs none.
@@ -34,29 +35,51 @@ const PRINCIPALS_DIR: &str = "/etc/vx11/principals";
 const KEYS_DIR: &str = "/etc/vx11/keys";
 const REDIS_DIR: &str = "/etc/vx11/redis";
 
+/// Seconds that a rollout may go without progress, beyond those that it waits by itself.
+const PROGRESS_DEADLINE_SECONDS: i32 = 600;
+
 /// The Deployment, without `replicas`: those belong to the scale field manager alone.
 #[must_use]
 pub fn build_deployment(cluster: &ValidatedCluster) -> Deployment {
     let identity = &cluster.identity;
+    // As long as the one before closes its streams, so that a rollout closes no more at a time than its surge.
+    let closing_seconds = PRE_STOP_SECONDS + cluster.backend.spec.stream.drain_seconds;
     Deployment {
         metadata: metadata::owned(identity, Component::Backend, names::backend(&identity.name)),
         spec: Some(DeploymentSpec {
-            min_ready_seconds: None,
+            min_ready_seconds: Some(closing_seconds),
             paused: None,
-            progress_deadline_seconds: Some(600),
+            progress_deadline_seconds: Some(PROGRESS_DEADLINE_SECONDS + closing_seconds),
             replicas: None,
             revision_history_limit: Some(3),
             selector: metadata::selector(identity, Component::Backend),
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
                 rolling_update: Some(RollingUpdateDeployment {
-                    max_surge: Some(IntOrString::String("25%".to_owned())),
+                    max_surge: Some(build_surge(&cluster.scaling)),
                     max_unavailable: Some(IntOrString::Int(0)),
                 }),
             }),
             template: build_pod(cluster),
         }),
         status: None,
+    }
+}
+
+/// How many instances a rollout replaces at a time: a quarter, or as many full ones as may close together by
+/// `maxReconnectsPerSecond` where those are fewer; one at least, or nothing would ever be rolled out.
+fn build_surge(policy: &Policy) -> IntOrString {
+    let most = match policy.target {
+        Target::Load { max, .. } => max,
+        Target::Fixed { instances } => instances,
+    };
+    let affordable = policy.max_reconnects_per_second.map(|limit| {
+        let closings = u64::from(limit.get()).saturating_mul(policy.drain_seconds.max(1));
+        i32::try_from(closings / policy.model.clients_per_instance).unwrap_or(i32::MAX).max(1)
+    });
+    match affordable.filter(|affordable| i64::from(*affordable) < i64::from(most.div_ceil(4))) {
+        Some(affordable) => IntOrString::Int(affordable),
+        None => IntOrString::String("25%".to_owned()),
     }
 }
 
@@ -152,7 +175,7 @@ fn build_container(cluster: &ValidatedCluster) -> Container {
         mounts.push(metadata::mount("redis", REDIS_DIR, true));
     }
     Container {
-        name: "backend".to_owned(),
+        name: names::BACKEND_CONTAINER.to_owned(),
         image: Some(cluster.backend.image.clone()),
         image_pull_policy: Some(cluster.backend.spec.image_pull_policy.as_str().to_owned()),
         env: Some(build_environment(cluster)),
@@ -196,7 +219,7 @@ fn build_environment(cluster: &ValidatedCluster) -> Vec<EnvVar> {
         ("VX11_ISSUE_RATE_PER_ADDRESS", limits.issuances_per_second_per_address.to_string()),
         ("VX11_ISSUE_RATE_PER_PRINCIPAL", limits.issuances_per_second_per_principal.to_string()),
         ("VX11_LISTEN", format!("0.0.0.0:{HTTP_PORT}")),
-        ("VX11_MAX_CLIENTS", stream.max_clients_per_instance.to_string()),
+        (names::MAX_CLIENTS_VARIABLE, stream.max_clients_per_instance.to_string()),
         ("VX11_MAX_CLIENTS_PER_ADDRESS", limits.clients_per_address.to_string()),
         ("VX11_MAX_CLIENTS_PER_PRINCIPAL", limits.clients_per_principal.to_string()),
         ("VX11_OPERATOR_SSE_HEARTBEAT", stream.heartbeat_seconds.to_string()),
@@ -280,8 +303,13 @@ fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
-    use crate::build::fixture::{memory_cluster, simple_cluster};
+    use crate::{
+        build::fixture::{defaults, memory_cluster, object, referenced, simple_cluster},
+        reconcile::validate::validate,
+    };
 
     #[test]
     fn the_deployment_of_a_simple_cluster() {
@@ -305,6 +333,35 @@ mod tests {
         cluster.backend.spec.stream.drain_seconds = 90;
         let pod = build_pod(&cluster).spec.unwrap();
         assert_eq!(pod.termination_grace_period_seconds, Some(100));
+    }
+
+    #[test]
+    fn a_rollout_waits_until_what_it_replaced_has_closed() {
+        let mut cluster = simple_cluster();
+        cluster.backend.spec.stream.drain_seconds = 600;
+        let spec = build_deployment(&cluster).spec.unwrap();
+        assert_eq!(spec.min_ready_seconds, Some(603));
+        assert!(spec.progress_deadline_seconds > spec.min_ready_seconds, "or the API server refuses it");
+    }
+
+    #[rstest]
+    #[case::no_limit("{}", "25%")]
+    #[case::two_full_ones("{maxReconnectsPerSecond: 50}", "2")]
+    #[case::less_than_one("{maxReconnectsPerSecond: 1}", "1")]
+    #[case::more_than_a_quarter("{maxReconnectsPerSecond: 75}", "25%")]
+    #[case::a_quarter_of_more("{maxReconnectsPerSecond: 75, maxInstances: 20}", "3")]
+    fn a_rollout_closes_no_more_at_a_time_than_the_budget_allows(
+        #[case] autoscaling: &str,
+        #[case] surge: &str,
+    ) {
+        let object = object(&format!("{{autoscaling: {autoscaling}}}"));
+        let cluster = validate(&object, &referenced(), &defaults()).unwrap();
+        let strategy = build_deployment(&cluster).spec.unwrap().strategy.unwrap();
+        let built = match strategy.rolling_update.unwrap().max_surge.unwrap() {
+            IntOrString::Int(number) => number.to_string(),
+            IntOrString::String(text) => text,
+        };
+        assert_eq!(built, surge);
     }
 
     #[test]

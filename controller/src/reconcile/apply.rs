@@ -321,16 +321,18 @@ impl Pass<'_> {
 
     async fn write_count(self, name: &str, count: &Count) -> Result<DynamicObject, ApplyError> {
         let resource = Kind::Deployment.resource();
-        // With the count, and only with it: whoever leads next knows which pods it was lowered for.
-        let removing = if count.removing.is_empty() {
-            json!({})
+        // With the count, and only with it: whoever leads next knows which pods it was lowered for, and what it was
+        // when another hand has written it.
+        let instances = count.instances.get().to_string();
+        let annotations = if count.removing.is_empty() {
+            json!({names::COUNT: instances})
         } else {
-            json!({names::REMOVING: marks::write_removals(&count.removing)})
+            json!({names::COUNT: instances, names::REMOVING: marks::write_removals(&count.removing)})
         };
         let body = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
-            "metadata": {"name": name, "annotations": removing},
+            "metadata": {"name": name, "annotations": annotations},
             "spec": {"replicas": count.instances.get()},
         });
         let namespace = &self.identity.namespace;

@@ -2,6 +2,8 @@
 //!
 //! The controller, the simulator, `plan` and `replay` all call [`decide`]; nothing else sets a count.
 
+mod blockers;
+
 use super::{
     capacity::Load,
     decision::{Action, Blocker, BlockerKind, Decision, Reason, Step, StepKind},
@@ -34,7 +36,7 @@ pub fn decide(policy: &Policy, observed: &Observation, history: &History, now: M
     let stable = stabilize(policy, history, now, committed, wanted, &mut steps);
     let target = limit_step(policy, committed, stable, &mut steps);
 
-    let scene = Scene { policy, observed, stage: &stage, committed, wanted, target, now };
+    let scene = Scene { policy, observed, history, stage: &stage, committed, wanted, target, now };
     let outcome = match (&stage, target) {
         (Stage::WrongRemoved(kept), _) => scene.serve_again(Reason::WrongInstanceRemoved, kept, committed),
         // A drain is taken back at once when the load returns, whatever the windows say: it costs nothing.
@@ -71,10 +73,11 @@ pub fn decide(policy: &Policy, observed: &Observation, history: &History, now: M
 }
 
 impl History {
-    /// Remembers a decision. While data is missing nothing lower than the present count is remembered:
+    /// Remembers a decision. While data is missing nothing lower than the present count is remembered of a load:
     /// a window full of blanks must not allow a scale-in.
     pub fn remember(&mut self, policy: &Policy, observed: &Observation, decision: &Decision) {
-        let blank = observed.unknown().next().is_some();
+        let by_load = matches!(policy.target, Target::Load { .. });
+        let blank = by_load && observed.unknown().next().is_some();
         let asked = if blank { decision.wanted.max(decision.desired) } else { decision.wanted };
         self.record(decision.at, asked, policy.window_ms());
         self.rebalance = decision.rebalance;
@@ -106,6 +109,7 @@ impl Outcome {
 struct Scene<'a> {
     policy: &'a Policy,
     observed: &'a Observation,
+    history: &'a History,
     stage: &'a Stage<'a>,
     /// The count that what is under way leads to.
     committed: u32,
@@ -146,7 +150,7 @@ impl Scene<'_> {
     }
 
     fn go_on_draining(&self, drained: &[&Instance]) -> Outcome {
-        let blockers = if self.by_load() { self.blockers() } else { Vec::new() };
+        let blockers = self.blockers();
         let finished =
             drained.iter().all(|instance| drain::is_empty(instance) || drain::is_overdue(instance, self.now));
         let overdue = drained.iter().any(|instance| drain::is_overdue(instance, self.now));
@@ -171,24 +175,21 @@ impl Scene<'_> {
     }
 
     fn scale_in(&self, steps: &mut Vec<Step>) -> Outcome {
+        if self.target == 0 {
+            // Nobody stays to take the clients: each pod drains as it is told to go.
+            return self.lower(0);
+        }
         let blockers = self.blockers();
-        let pending = self.observed.at(Lifecycle::Starting).filter(|instance| instance.pending).count();
-        let pending = u32::try_from(pending).unwrap_or(u32::MAX);
+        let absent = self.absent();
         let only_starting = blockers.iter().all(|blocker| blocker.kind == BlockerKind::InstancesStarting);
-        if self.by_load() && pending > 0 && only_starting {
+        if absent > 0 && only_starting {
             // What has not run for a whole window is given up: Kubernetes removes such pods before any other,
             // so that no serving instance is at risk.
-            let kept = self.target.max(self.committed.saturating_sub(pending));
-            let actions = vec![Action::SetReplicas { to: kept, removing: Vec::new() }];
-            return Outcome { actions, ..Outcome::of(Reason::ScaleIn, kept) };
+            let kept = self.target.max(self.committed.saturating_sub(absent));
+            return Outcome { reason: Reason::ScaleIn, ..self.lower(kept) };
         }
-        if self.by_load() && !blockers.is_empty() {
-            return Outcome { blocked_by: blockers, ..Outcome::of(Reason::ScaleInBlocked, self.committed) };
-        }
-        if self.target == 0 || !blockers.is_empty() {
-            // A person asked for it: the count is lowered at once, and each pod drains as it is told to go.
-            let actions = vec![Action::SetReplicas { to: self.target, removing: Vec::new() }];
-            return Outcome { actions, ..Outcome::of(Reason::Fixed, self.target) };
+        if !blockers.is_empty() {
+            return self.wait(blockers);
         }
         let victims = drain::choose_victims(self.observed, self.committed - self.target);
         let affordable = self.affordable(&victims);
@@ -205,14 +206,27 @@ impl Scene<'_> {
                 "the remaining instances can take {} reconnecting clients a second, too few for any instance's streams",
                 text::thousands(budget)
             );
-            let blocked_by = vec![Blocker { kind: BlockerKind::DrainBudget, detail }];
-            return Outcome { blocked_by, ..Outcome::of(Reason::ScaleInBlocked, self.committed) };
+            return self.wait(vec![Blocker { kind: BlockerKind::DrainBudget, detail }]);
         }
         let mark = drain::mark(self.now, self.policy.drain_seconds);
         let actions = (victims.iter().map(|victim| Action::Mark { name: victim.name.clone(), mark }))
             .chain(victims.iter().map(|victim| Action::Drain { name: victim.name.clone() }))
             .collect();
         Outcome { actions, victims: named(victims), ..Outcome::of(Reason::Draining, desired) }
+    }
+
+    /// Sets the count without a drain.
+    fn lower(&self, to: u32) -> Outcome {
+        let actions = vec![Action::SetReplicas { to, removing: Vec::new() }];
+        Outcome { actions, ..Outcome::of(self.change_reason(Reason::ScaleIn), to) }
+    }
+
+    /// Nothing goes while these stand in the way, except that a person's word counts in the end.
+    fn wait(&self, blocked_by: Vec<Blocker>) -> Outcome {
+        if let Some(asked) = self.insisted(&blocked_by) {
+            return self.lower(asked);
+        }
+        Outcome { blocked_by, ..Outcome::of(Reason::ScaleInBlocked, self.committed) }
     }
 
     fn hold(&self) -> Outcome {
@@ -248,43 +262,6 @@ impl Scene<'_> {
             .issuances_per_second
             .saturating_sub(self.observed.load().issuances_per_second);
         self.policy.max_reconnects_per_second.map_or(spare, |limit| spare.min(limit.get().into()))
-    }
-
-    /// What makes it unsafe to remove an instance now.
-    fn blockers(&self) -> Vec<Blocker> {
-        let mut blockers = Vec::new();
-        let mut add = |kind, detail| blockers.push(Blocker { kind, detail });
-        // Where a person sets the count, streams are all that the choice of instances needs.
-        let unknown: Vec<_> = self
-            .observed
-            .unknown()
-            .filter(|(instance, _)| self.by_load() || instance.load.known().is_none())
-            .collect();
-        if let Some((_, reason)) = unknown.first() {
-            let names = text::names(unknown.iter().map(|(instance, _)| instance.name.as_str()));
-            add(BlockerKind::MetricsMissing, format!("the load of {names} is not known ({reason})"));
-        }
-        if self.observed.rollout {
-            add(BlockerKind::RolloutInProgress, "pods are being replaced by a newer version".to_owned());
-        }
-        let starting: Vec<_> = self.observed.at(Lifecycle::Starting).collect();
-        let (ready, draining) =
-            (self.observed.count(Lifecycle::Ready), self.observed.count(Lifecycle::Draining));
-        if let Some(absent) =
-            self.observed.replicas.checked_sub(ready + draining).filter(|absent| *absent > 0)
-        {
-            let names = text::names(starting.iter().map(|instance| instance.name.as_str()));
-            let names = if names.is_empty() { text::counted(absent.into(), "instance") } else { names };
-            add(BlockerKind::InstancesStarting, format!("{names} not ready yet"));
-        }
-        let going: Vec<_> = self.observed.at(Lifecycle::Terminating).collect();
-        let surplus = matches!(self.stage, Stage::Idle) && ready > self.observed.replicas;
-        if surplus || !going.is_empty() {
-            let names = text::names(going.iter().map(|instance| instance.name.as_str()));
-            let names = if names.is_empty() { "surplus instances".to_owned() } else { names };
-            add(BlockerKind::InstancesTerminating, format!("{names} still on the way out"));
-        }
-        blockers
     }
 }
 

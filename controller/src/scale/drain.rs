@@ -14,6 +14,9 @@ use super::observation::{Instance, Lifecycle, Mark, Moment, Observation, Removal
 /// a look that comes late.
 pub const DEADLINE_SLACK_SECONDS: u64 = 15;
 
+/// Beyond a pod's grace period: for the kubelet to kill what is left of it and to say so.
+const LOST_SLACK_SECONDS: u64 = 30;
+
 /// How far a removal is.
 #[derive(Debug)]
 pub enum Stage<'a> {
@@ -132,6 +135,13 @@ pub fn is_empty(instance: &Instance) -> bool {
 #[must_use]
 pub fn is_overdue(instance: &Instance, now: Moment) -> bool {
     instance.mark.is_none_or(|mark| now >= mark.deadline)
+}
+
+/// It was told to go, and is there long after its time was up: its node does not answer, and holds no stream that
+/// anybody could wait for.
+#[must_use]
+pub fn is_lost(instance: &Instance, now: Moment) -> bool {
+    instance.terminating && instance.gone_by.is_some_and(|by| now >= by.plus_seconds(LOST_SLACK_SECONDS))
 }
 
 /// It answers, but does not drain: its process was restarted, or never heard of it.

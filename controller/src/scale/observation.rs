@@ -110,6 +110,7 @@ pub struct Mark {
 /// One instance as seen from outside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own; every combination occurs")]
 pub struct Instance {
     /// Name of the pod.
     pub name: String,
@@ -125,6 +126,12 @@ pub struct Instance {
     pub ready: bool,
     /// It has been told to go.
     pub terminating: bool,
+    /// When its time to go is up, where it has been told to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_by: Option<Moment>,
+    /// Its process has answered before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answered: bool,
     /// It is being drained to be removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<Mark>,
@@ -157,6 +164,8 @@ impl Instance {
             pending: false,
             ready: true,
             terminating: false,
+            gone_by: None,
+            answered: true,
             mark: None,
             load: Observed::Known { value: reading },
         }
@@ -178,13 +187,15 @@ impl Instance {
         }
     }
 
-    /// It serves, or did so a moment ago.
+    /// It serves, or did so and has fallen silent: what it holds then is not known, however long that lasts.
     #[must_use]
     pub const fn may_hold_streams(&self) -> bool {
-        match self.lifecycle() {
-            Lifecycle::Ready | Lifecycle::Draining => true,
-            Lifecycle::Starting => matches!(self.load, Observed::Stale { .. }),
-            Lifecycle::Terminating => false,
+        match (self.lifecycle(), &self.load) {
+            (Lifecycle::Ready | Lifecycle::Draining, _) | (Lifecycle::Starting, Observed::Stale { .. }) => {
+                true
+            }
+            (Lifecycle::Starting, Observed::Missing { .. }) => self.answered,
+            (Lifecycle::Starting, Observed::Known { .. }) | (Lifecycle::Terminating, _) => false,
         }
     }
 
@@ -209,7 +220,7 @@ pub struct Removal {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Observation {
-    /// `spec.replicas` of the Deployment.
+    /// `spec.replicas` of the Deployment, as it was decided last.
     pub replicas: u32,
     /// The removals that the present `replicas` were lowered for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -253,7 +264,7 @@ impl Observation {
     }
 
     /// Instances that serve or are being drained and whose load is not fully known, with the reason.
-    /// Those that have never answered carry nothing yet and terminating ones are no longer asked.
+    /// Those that do not serve and have never answered carry nothing yet and terminating ones are no longer asked.
     pub fn unknown(&self) -> impl Iterator<Item = (&Instance, &str)> {
         self.instances.iter().filter(|instance| instance.may_hold_streams()).filter_map(|instance| {
             match instance.load.known() {
@@ -262,5 +273,22 @@ impl Observation {
                 None => instance.load.reason().map(|reason| (instance, reason)),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_that_fell_silent_stays_unknown_and_one_that_never_spoke_does_not() {
+        let silent = Observed::Missing { reason: "no answer within 1 s".into() };
+        let instances = vec![Instance { ready: false, load: silent, ..Instance::serving("a", 0, 0) }];
+        let mut world = Observation { instances, ..Observation::default() };
+        assert_eq!(world.unknown().count(), 1, "it is not ready, but may hold its streams");
+        world.instances[0].answered = false;
+        assert_eq!(world.unknown().count(), 0, "it has yet to start");
+        world.instances[0] = Instance { ready: false, ..Instance::serving("a", 0, 0) };
+        assert_eq!(world.unknown().count(), 0, "it answers");
     }
 }

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::capacity::{CapacityModel, Load};
 
+/// Seconds that a lower `spec.instances` waits for a moment at which instances can go drained: as long as a Deployment
+/// may go without progress. What stands in the way then does not pass.
+pub const PATIENCE_SECONDS: u64 = 600;
+
 /// Who sets the count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
@@ -54,10 +58,16 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The longest stabilisation window, for how long a history must reach back.
+    /// How long a history must reach back: the longest stabilisation window, or the patience.
     #[must_use]
     pub fn window_ms(&self) -> u64 {
-        self.scale_in_stabilization_seconds.max(self.scale_out_stabilization_seconds).saturating_mul(1000)
+        let seconds = match self.target {
+            Target::Load { .. } => {
+                self.scale_in_stabilization_seconds.max(self.scale_out_stabilization_seconds)
+            }
+            Target::Fixed { .. } => PATIENCE_SECONDS,
+        };
+        seconds.saturating_mul(1000)
     }
 }
 

@@ -39,6 +39,8 @@ pub fn policy(spec: &VX11ClusterSpec) -> Result<Policy, PolicyError> {
         return Ok(Policy {
             target: Target::Fixed { instances },
             drain_seconds,
+            // It closes streams, and its switch is in the section that is not there.
+            rebalance: false,
             interval_ms: FIXED_INTERVAL_MS,
             ..Policy::default()
         });
@@ -199,6 +201,7 @@ mod tests {
     fn without_autoscaling_the_spec_sets_the_count() {
         let policy = policy(&spec(json!({"instances": 3}))).unwrap();
         assert_eq!(policy.target, Target::Fixed { instances: 3 });
+        assert!(!policy.rebalance, "nobody asked for it, and nobody could switch it off");
     }
 
     #[test]

@@ -239,6 +239,8 @@ impl World {
             pending: true,
             ready: false,
             terminating: false,
+            gone_by: None,
+            answered: false,
             mark: None,
             load: Observed::Missing { reason: String::new() },
         });

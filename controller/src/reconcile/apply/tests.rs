@@ -83,6 +83,20 @@ async fn the_second_pass_sends_nothing_and_a_new_leader_only_reads() {
 }
 
 #[tokio::test]
+async fn a_count_of_another_hand_is_known_for_one_and_put_back() {
+    let api = FakeApi::start().await;
+    let context = context(&api, LeaseGuard::open());
+    applied(&context, prepared(3)).await;
+    api.merge(DEPLOYMENT, &serde_json::json!({"spec": {"replicas": 7}}));
+    let live = serde_json::from_value(api.object(DEPLOYMENT).unwrap()).unwrap();
+    let Facts::Deployment(facts) = facts::of(Kind::Deployment, live) else { panic!("no Deployment") };
+    assert_eq!((facts.desired, facts.own_count()), (7, 3));
+    let next = self::context(&api, LeaseGuard::open());
+    applied(&next, prepared(3)).await;
+    assert_eq!(api.object(DEPLOYMENT).unwrap()["spec"]["replicas"], 3);
+}
+
+#[tokio::test]
 async fn a_version_that_moves_without_a_change_causes_no_storm() {
     let api = FakeApi::start().await;
     api.bump_versions();

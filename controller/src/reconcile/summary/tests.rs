@@ -22,6 +22,7 @@ fn healthy() -> Inspected {
             updated: 3,
             ready: 3,
             scale_owned: true,
+            count: Some(3),
             creation_failure: None,
             stuck: false,
             removing: Vec::new(),

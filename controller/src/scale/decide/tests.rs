@@ -1,5 +1,7 @@
 //! Decisions as tables and properties.
 
+mod fixed;
+
 use std::num::NonZeroU32;
 
 use proptest::prelude::*;
@@ -23,7 +25,7 @@ fn ready(name: &str, streams: u64) -> Instance {
 }
 
 fn starting(name: &str) -> Instance {
-    Instance { ready: false, load: missing("not started"), ..ready(name, 0) }
+    Instance { ready: false, answered: false, load: missing("not started"), ..ready(name, 0) }
 }
 
 fn draining(name: &str, streams: u64, deadline: Moment) -> Instance {
@@ -156,6 +158,17 @@ fn nothing_is_removed_while(#[case] disturb: fn(&mut Observation), #[case] block
     assert_eq!((decision.reason, decision.desired), (Reason::ScaleInBlocked, 4), "{}", decision.message);
     assert_eq!(decision.blocked_by[0].kind, blocker);
     assert_eq!(decision.actions, []);
+}
+
+#[test]
+fn a_pod_of_a_lost_node_does_not_keep_the_others_for_good() {
+    let mut going = ready("z", 0);
+    (going.terminating, going.gone_by) = (true, Some(NOW));
+    let world = observed(vec![ready("a", 10), ready("b", 10), going]);
+    let at = |seconds| decide(&Policy::default(), &world, &steady(1), NOW.plus_seconds(seconds));
+    assert_eq!(at(29).blocked_by[0].kind, BlockerKind::InstancesTerminating);
+    let later = at(30);
+    assert_eq!((later.reason, later.desired), (Reason::Draining, 1), "{}", later.message);
 }
 
 #[test]
@@ -323,23 +336,6 @@ fn scale_out_waits_for_its_window_too_where_one_is_set() {
 }
 
 #[test]
-fn without_autoscaling_the_spec_counts_and_still_the_emptiest_goes_drained() {
-    let fixed = |instances| Policy { target: Target::Fixed { instances }, ..Policy::default() };
-    let world = observed(vec![ready("a", 9000), ready("b", 3)]);
-    assert_eq!(decide(&fixed(2), &world, &History::default(), NOW).actions, []);
-    assert_eq!(decide(&fixed(5), &world, &History::default(), NOW).actions, replicas(5));
-    assert_eq!(decide(&fixed(1), &world, &History::default(), NOW).victims, ["b"]);
-    assert_eq!(decide(&fixed(0), &world, &History::default(), NOW).actions, replicas(0));
-    let mut blind = world.clone();
-    blind.instances[0].load = missing("timeout");
-    assert_eq!(
-        decide(&fixed(1), &blind, &History::default(), NOW).actions,
-        replicas(1),
-        "a person's word counts"
-    );
-}
-
-#[test]
 fn streams_are_levelled_once_the_new_instances_serve() {
     let policy = Policy::default();
     let mut history = History::default();
@@ -357,29 +353,61 @@ fn streams_are_levelled_once_the_new_instances_serve() {
     assert_eq!(decide(&off, &world, &history, NOW).actions, []);
 }
 
+/// What the instances and Kubernetes make of an action before the next look. The load stays as it is.
+fn carry_out(world: &mut Observation, action: &Action) {
+    match action {
+        Action::SetReplicas { to, removing } => {
+            let gone = |instance: &Instance| removing.iter().any(|removal| removal.name == instance.name);
+            world.instances.retain(|instance| !gone(instance));
+            for index in world.instances.len()..*to as usize {
+                world.instances.push(ready(&format!("new-{index}"), 0));
+            }
+            world.replicas = *to;
+        }
+        Action::Mark { name, mark } => {
+            let marked = world.instances.iter_mut().find(|instance| instance.name == *name).unwrap();
+            marked.mark = Some(*mark);
+        }
+        Action::Drain { name } => {
+            let drained = world.instances.iter_mut().find(|instance| instance.name == *name).unwrap();
+            let streams = drained.streams();
+            *drained = Instance { mark: drained.mark, ..draining(name, 0, NOW) };
+            let heir = world.instances.iter_mut().find(|instance| instance.ready).unwrap();
+            heir.load = known(heir.streams() + streams);
+        }
+        Action::Cancel { .. } | Action::Shed { .. } => panic!("nothing comes back: {action:?}"),
+    }
+}
+
 proptest! {
     #[test]
-    fn a_constant_load_changes_nothing_after_the_first_step(
+    fn a_constant_load_changes_nothing_once_it_has_what_it_needs(
         streams in prop::collection::vec(0..2000u64, 1..40), hours in 1..4u64,
     ) {
         let policy = Policy { rebalance: false, ..Policy::default() };
         let mut history = History::default();
         let mut world = observed(streams.iter().enumerate().map(|(i, s)| ready(&format!("pod-{i}"), *s)).collect());
-        // First look: whatever it takes. The new pods come up; the load stays.
-        let first = decide(&policy, &world, &history, NOW);
-        history.remember(&policy, &world, &first);
-        for index in world.replicas..first.desired {
-            world.instances.push(ready(&format!("new-{index}"), 0));
-        }
-        world.replicas = world.replicas.max(first.desired);
-        prop_assume!(policy.model.needed(world.load()).min(10) >= world.replicas);
-        for second in (5..hours * 3600).step_by(60) {
+        let load = world.load();
+        let needed = policy.model.needed(load).min(10);
+        let changes = streams.len() != needed as usize;
+        let (mut second, mut changed) = (0, 0);
+        // Out at once, in after the window, one drain after the other: each look may do its part.
+        while second < 900 + hours * 3600 {
             let now = NOW.plus_seconds(second);
             let next = decide(&policy, &world, &history, now);
             history.remember(&policy, &world, &next);
-            prop_assert_eq!(&next.actions, &vec![]);
-            prop_assert_eq!(next.desired, world.replicas);
+            prop_assert!(next.desired >= needed, "{:?}", next);
+            if !next.actions.is_empty() {
+                prop_assert!(changes, "nothing had to change: {:?}", next);
+                changed = second;
+            }
+            next.actions.iter().for_each(|action| carry_out(&mut world, action));
+            prop_assert_eq!(world.load(), load);
+            second += if second < 900 { next.next_look_ms / 1000 } else { 60 };
         }
+        prop_assert_eq!(world.replicas, needed);
+        prop_assert!(changed < 900, "still changing after {} s", changed);
+        prop_assert_eq!(changed > 0, streams.len() > needed as usize, "only what is too much takes time");
     }
 
     #[test]
