@@ -22,7 +22,7 @@ use site::Site;
 const STREAM: &str = "/operator/api/events/stream";
 const PUBLISH: &str = "/operator/api/events";
 const AUTH: (&str, &str) = ("x-vx11-token", PRINCIPAL_TOKEN);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 /// Any page may use it, and a browser that was cut off comes back at once.
 const FLAGS: [&str; 4] = ["--allowed-origins", "*", "--stream-retry", "100"];
 
