@@ -8,7 +8,7 @@ CARGO ?= cargo
 
 .PHONY: help
 help: ## List the tasks
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 } /^##@ / { print "\n" substr($$0, 5) }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-16s %s\n", $$1, $$2 } /^##@ / { print "\n" substr($$0, 5) }' $(MAKEFILE_LIST)
 
 ##@ Try it
 .PHONY: demo cluster images down kubeconfig endpoint token
@@ -31,7 +31,8 @@ token: ## Print the principal token of the demo's VX11 cluster
 .PHONY: check lint fmt fmt-check check-generated check-scripts check-chart check-docs test test-unit test-e2e fuzz simulate
 check: fmt-check lint test-unit check-generated check-scripts check-chart check-docs ## Everything that needs no cluster
 test: test-unit test-e2e ## Every test: unit, property, snapshot, API server, end to end
-test-unit: ## Unit, property and snapshot tests
+test-unit: ## Unit, property, snapshot and browser tests
+	@tests/prerequisites.sh
 	@tests/twice.sh --workspace --exclude vx11-tests
 	@tests/twice.sh -p vx11-tests --lib
 test-e2e: ## API-server and end-to-end tests on the test cluster
@@ -40,15 +41,15 @@ lint: ## Clippy with every warning denied
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
 fmt: ## Format the code
 	$(CARGO) fmt --all
-fmt-check:
+fmt-check: ## Say whether the code is formatted
 	$(CARGO) fmt --all --check
-check-generated:
+check-generated: ## Say whether the generated files are current
 	@tests/generate.sh --check
-check-scripts:
+check-scripts: ## Check every shell script with shellcheck
 	@tests/check-scripts.sh
-check-chart:
+check-chart: ## Check the chart: lint, rendering, refusals, rights, versions
 	@tests/check-chart.sh
-check-docs:
+check-docs: ## Hold the pages against the code
 	@tests/check-docs.sh
 fuzz: ## Fuzz every parser, 30 s each
 	@tests/fuzz.sh

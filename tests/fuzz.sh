@@ -11,13 +11,17 @@ passes="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-ar
 RUSTFLAGS="$passes --cfg fuzzing -Ccodegen-units=1" \
   cargo build --quiet --release --target "$host" --target-dir "$state/target"
 
+mkdir -p "$state/log" "$state/found"
 for target in request-head cursor publish-body stream-query signed-token; do
-  mkdir -p "$state/corpus/$target" "$state/found"
+  mkdir -p "$state/corpus/$target"
   seeds=()
   [ -d "seeds/$target" ] && seeds=("seeds/$target")
   echo "fuzzing $target"
+  log=$state/log/$target.log
+  status=0
   "$state/target/$host/release/$target" -max_total_time="${VX11_FUZZ_SECONDS:-30}" -max_len=8192 -verbosity=0 \
-    -print_final_stats=1 -artifact_prefix="$state/found/$target-" "$state/corpus/$target" "${seeds[@]}" 2>&1 |
-    grep -E 'number_of_executed_units|new_units_added|ERROR|panicked|Test unit' || true
-  test "${PIPESTATUS[0]}" -eq 0 || { echo "$target: found a failure, see $state/found" >&2; exit 1; }
+    -print_final_stats=1 -artifact_prefix="$state/found/$target-" "$state/corpus/$target" "${seeds[@]}" >"$log" 2>&1 ||
+    status=$?
+  grep -E 'number_of_executed_units|new_units_added|ERROR|panicked|Test unit' "$log" || true
+  [ "$status" = 0 ] || { echo "$target: found a failure (exit code $status), see $state/found and $log" >&2; exit 1; }
 done

@@ -14,7 +14,7 @@ use super::{Client, Directory, RedisServer, signal};
 pub(crate) const PRINCIPAL_TOKEN: &str = "principal-token-of-the-tests-5f1d2c";
 pub(crate) const SIGNING_KEY: &str = "signing-key-of-the-tests-0123456789";
 
-type Lines = Arc<Mutex<Vec<String>>>;
+pub(super) type Lines = Arc<Mutex<Vec<String>>>;
 
 pub(crate) struct Backend {
     process: Child,
@@ -156,7 +156,7 @@ impl Backend {
     }
 }
 
-fn follow(from: impl Read + Send + 'static, to: Lines) -> JoinHandle<()> {
+pub(super) fn follow(from: impl Read + Send + 'static, to: Lines) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
             to.lock().unwrap().push(line);

@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Client {
     pool: legacy::Client<HttpConnector, Full<Bytes>>,
     base: String,
+    patience: Duration,
 }
 
 pub(crate) struct Answer {
@@ -55,7 +56,12 @@ impl Client {
             .pool_idle_timeout(Duration::from_secs(2))
             .pool_max_idle_per_host(512)
             .build(connector);
-        Self { pool, base: format!("http://127.0.0.1:{port}") }
+        Self { pool, base: format!("http://127.0.0.1:{port}"), patience: PATIENCE }
+    }
+
+    /// The same client, for a server that may take this long.
+    pub(crate) fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     async fn send(
@@ -72,9 +78,10 @@ impl Client {
             request = request.header(*name, *value);
         }
         let request = request.body(Full::new(body)).unwrap();
-        let answer = timeout(PATIENCE, self.pool.request(request)).await;
+        let patience = self.patience;
+        let answer = timeout(patience, self.pool.request(request)).await;
         answer
-            .unwrap_or_else(|_| panic!("{method} {path}: no answer within {PATIENCE:?}"))
+            .unwrap_or_else(|_| panic!("{method} {path}: no answer within {patience:?}"))
             .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
@@ -86,8 +93,9 @@ impl Client {
         body: impl Into<Bytes>,
     ) -> Answer {
         let (head, body) = self.send(method, path, headers, body.into()).await.into_parts();
-        let body = timeout(PATIENCE, body.collect()).await;
-        let body = body.unwrap_or_else(|_| panic!("{method} {path}: no end of the body within {PATIENCE:?}"));
+        let patience = self.patience;
+        let body = timeout(patience, body.collect()).await;
+        let body = body.unwrap_or_else(|_| panic!("{method} {path}: no end of the body within {patience:?}"));
         Answer { status: head.status.as_u16(), headers: head.headers, body: body.unwrap().to_bytes() }
     }
 
@@ -102,8 +110,8 @@ impl Client {
             request = request.header(*name, *value);
         }
         let request = request.body(Full::new(Bytes::new())).unwrap();
-        let (head, body) = timeout(PATIENCE, self.pool.request(request)).await.ok()?.ok()?.into_parts();
-        let body = timeout(PATIENCE, body.collect()).await.ok()?.ok()?.to_bytes();
+        let (head, body) = timeout(self.patience, self.pool.request(request)).await.ok()?.ok()?.into_parts();
+        let body = timeout(self.patience, body.collect()).await.ok()?.ok()?.to_bytes();
         Some(Answer { status: head.status.as_u16(), headers: head.headers, body })
     }
 

@@ -1,8 +1,9 @@
-//! What the integration tests share: real backends, a real Redis, a proxy that breaks the line between
-//! them, and a client. Whatever a test starts ends with it.
+//! What the integration tests share: real backends, a real Redis, a proxy that breaks the lines between
+//! them, a browser, and a client. Whatever a test starts ends with it.
 #![allow(dead_code, unused_imports, reason = "every test binary compiles this and uses its part of it")]
 
 mod backend;
+mod browser;
 mod http;
 pub(crate) mod load;
 mod proxy;
@@ -15,6 +16,7 @@ use std::{
 };
 
 pub(crate) use backend::{Backend, PRINCIPAL_TOKEN, SIGNING_KEY};
+pub(crate) use browser::{Browser, Tab};
 pub(crate) use http::{Answer, Client, EventStream};
 pub(crate) use proxy::Proxy;
 pub(crate) use redis_server::RedisServer;

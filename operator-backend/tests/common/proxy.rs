@@ -1,9 +1,10 @@
-//! A line between backend and Redis that can go silent: connections stay, bytes vanish, new ones hang.
+//! A line to a backend or a Redis that a test breaks: it goes silent (connections stay, bytes vanish, new ones hang),
+//! it is cut (connections end), it leads elsewhere.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     time::Duration,
 };
@@ -11,10 +12,13 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Notify,
 };
 
 pub(crate) struct Proxy {
     port: u16,
+    target: Arc<AtomicU16>,
+    cut: Arc<Notify>,
     silent: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -23,29 +27,46 @@ impl Proxy {
     pub(crate) async fn to(target: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let (target, cut) = (Arc::new(AtomicU16::new(target)), Arc::new(Notify::new()));
         let silent = Arc::new(AtomicBool::new(false));
-        let state = Arc::clone(&silent);
+        let (to, end, state) = (Arc::clone(&target), Arc::clone(&cut), Arc::clone(&silent));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let state = Arc::clone(&state);
+                let (target, end, state) = (to.load(Ordering::SeqCst), Arc::clone(&end), Arc::clone(&state));
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else {
                         return;
                     };
                     let ((client_in, client_out), (server_in, server_out)) =
                         (client.into_split(), server.into_split());
-                    tokio::join!(
-                        forward(client_in, server_out, Arc::clone(&state)),
-                        forward(server_in, client_out, state)
-                    );
+                    let both = async {
+                        tokio::join!(
+                            forward(client_in, server_out, Arc::clone(&state)),
+                            forward(server_in, client_out, state)
+                        )
+                    };
+                    tokio::select! {
+                        _ = both => {}
+                        () = end.notified() => {}
+                    }
                 });
             }
         });
-        Self { port, silent, task }
+        Self { port, target, cut, silent, task }
     }
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// New connections lead to this port; those that are open stay where they are.
+    pub(crate) fn switch(&self, target: u16) {
+        self.target.store(target, Ordering::SeqCst);
+    }
+
+    /// Ends every open connection.
+    pub(crate) fn cut(&self) {
+        self.cut.notify_waiters();
     }
 
     /// From now on every byte vanishes, in both directions.
