@@ -15,7 +15,7 @@ pub use self::{
     instance::Instance,
     kubernetes::{Sandbox, sandbox},
     stream::{EventStream, Follower, Received},
-    tools::{install_operator, kubectl, operator_installed, state_directory, tool},
+    tools::{install_operator, is_left_out, kubectl, operator_installed, state_directory, tool},
     wait::{eventually, holds},
 };
 
