@@ -17,7 +17,7 @@ pub use self::{
     kubernetes::{Sandbox, sandbox},
     owned::owned,
     stream::{EventStream, Follower, Received},
-    tools::{install_operator, kubectl, operator_installed, state_directory, tool},
+    tools::{install_operator, is_left_out, kubectl, operator_installed, state_directory, tool},
     wait::{eventually, holds},
 };
 

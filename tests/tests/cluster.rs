@@ -12,7 +12,7 @@ use kube::{
 };
 use serde_json::json;
 use vx11_crds::VX11Cluster;
-use vx11_tests::harness::{EventStream, Sandbox, TOKEN, eventually, kubectl, owned, sandbox, tool};
+use vx11_tests::harness::{EventStream, Sandbox, TOKEN, eventually, holds, kubectl, owned, sandbox, tool};
 
 const INSTANCE_ID: &str = "/operator/internal/instance-id";
 
@@ -123,7 +123,12 @@ async fn a_token_survives_a_restart_of_every_backend_pod_and_of_redis() {
         sandbox
             .ready("simple", "{instances: 2, backend: {stream: {drainSeconds: 0}, tokenTtlSeconds: 600}}")
             .await;
-        let token = sandbox.token("simple", &sandbox.ingress("simple")).await;
+        let route = sandbox.ingress("simple");
+        let token = sandbox.token("simple", &route).await;
+        let principal = sandbox.principal("simple").await;
+        sandbox.publish(&principal, &route, "before", "before").await.unwrap();
+        assert!(is_stored(sandbox, &token), "the token is in the Redis");
+        let redis = sandbox.pods("simple", "redis").await.remove(0).metadata.uid;
         let before: BTreeSet<_> = sandbox.instances("simple").await.into_iter().map(|i| i.name).collect();
         let pods: Api<Pod> = sandbox.api();
         for component in ["backend", "redis"] {
@@ -136,12 +141,65 @@ async fn a_token_survives_a_restart_of_every_backend_pod_and_of_redis() {
             (now.len() == 2 && now.is_disjoint(&before)).then_some(())
         })
         .await;
+        eventually("a new Redis serves", Duration::from_secs(60), async || {
+            let now = sandbox.pods("simple", "redis").await.pop()?;
+            (now.metadata.uid != redis && now.status?.container_statuses?.first()?.ready).then_some(())
+        })
+        .await;
         sandbox.until("simple", "Ready", "True").await;
+        // A token is signed, so that its acceptance alone tells nothing of the Redis.
+        assert!(is_stored(sandbox, &token), "the token is in the new Redis");
+        assert_eq!(redis_says(sandbox, "-n 1 XLEN vx11:events"), "1", "and the event that was published");
         for instance in sandbox.instances("simple").await {
             let mut stream =
                 EventStream::open(&instance.public(), &format!("?token={token}"), &[]).await.unwrap();
             stream.until("snapshot", Duration::from_secs(5)).await;
         }
+    })
+    .await;
+}
+
+fn is_stored(sandbox: &Sandbox, token: &str) -> bool {
+    redis_says(sandbox, &format!("-n 1 EXISTS token:{token}")) == "1"
+}
+
+/// What the Redis answers to a command.
+fn redis_says(sandbox: &Sandbox, command: &str) -> String {
+    let command = format!("REDISCLI_AUTH=$(cat /etc/vx11/redis/password) redis-cli {command}");
+    kubectl(&["-n", &sandbox.namespace, "exec", "simple-redis-0", "--", "sh", "-c", &command])
+        .trim()
+        .to_owned()
+}
+
+#[tokio::test]
+async fn a_changed_configuration_rolls_what_depends_on_it_once() {
+    sandbox("configured", async |sandbox| {
+        let spec = |limit: &str| {
+            let redis = format!("{{resources: {{limits: {{memory: {limit}}}}}}}");
+            format!("{{instances: 1, backend: {{stream: {{drainSeconds: 0}}}}, redis: {redis}}}")
+        };
+        sandbox.ready("simple", &spec("128Mi")).await;
+        let (deployments, sets): (Api<Deployment>, Api<StatefulSet>) = (sandbox.api(), sandbox.api());
+        let generation = async || sets.get("simple-redis").await.unwrap().metadata.generation.unwrap();
+        let backend = async || deployments.get("simple-backend").await.unwrap().metadata.generation;
+        let maxmemory = || redis_says(sandbox, "CONFIG GET maxmemory");
+        let (before, others, memory) = (generation().await, backend().await, maxmemory());
+        let pod = sandbox.pods("simple", "redis").await.remove(0).metadata.uid;
+        sandbox.apply("simple", &spec("192Mi")).await;
+        eventually("a new Redis serves", Duration::from_secs(60), async || {
+            let now = sandbox.pods("simple", "redis").await.pop()?;
+            (now.metadata.uid != pod && now.status?.container_statuses?.first()?.ready).then_some(())
+        })
+        .await;
+        sandbox.until("simple", "Ready", "True").await;
+        assert_ne!(maxmemory(), memory, "with the configuration that follows from its memory");
+        let rolled = sandbox.pods("simple", "redis").await.remove(0).metadata.uid;
+        holds("it rolled once", Duration::from_secs(5), async || {
+            let now = sandbox.pods("simple", "redis").await.pop().and_then(|pod| pod.metadata.uid);
+            generation().await == before + 1 && now == rolled
+        })
+        .await;
+        assert_eq!(backend().await, others, "what does not depend on it is not written to");
     })
     .await;
 }

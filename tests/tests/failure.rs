@@ -1,11 +1,16 @@
 //! Instances and the Redis fail; clients notice as little as promised.
 
-use std::time::{Duration, Instant};
+use std::{
+    convert::Infallible,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use hyper::Method;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::DeleteParams};
-use vx11_tests::harness::{EventStream, Follower, Sandbox, TOKEN, eventually, holds, sandbox, tool};
+use vx11_tests::harness::{EventStream, Follower, Route, Sandbox, TOKEN, eventually, holds, sandbox, tool};
 
 /// Publishes numbered texts one after the other through the Ingress; failed ones are tried again with the same
 /// text, as a careful publisher does.
@@ -34,6 +39,53 @@ async fn complete(follower: &Follower, end: u32) {
     assert_eq!(follower.gaps(), 0, "no gap was told");
 }
 
+/// Longest time without an answer while an instance is lost.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Issues a token every 100 ms for as long as it is polled, and writes down when each was asked for and whether it
+/// came. None waits for another.
+async fn issue(route: Route, principal: &str, asked: &Mutex<Vec<(Instant, bool)>>) -> Infallible {
+    let mut ticks = tokio::time::interval(Duration::from_millis(100));
+    let mut requests = FuturesUnordered::new();
+    loop {
+        let request = async {
+            let begun = Instant::now();
+            let answer = route.request(Method::POST, TOKEN, &[("x-vx11-token", principal)], "").await;
+            (begun, answer.is_ok_and(|answer| answer.status == 200))
+        };
+        requests.push(request);
+        while tokio::select! { _ = ticks.tick() => false, Some(result) = requests.next() => {
+            asked.lock().unwrap().push(result);
+            true
+        } } {}
+    }
+}
+
+/// The longest run of requests that failed: from the first of them to the next that did not.
+fn longest_run_of_failures(mut asked: Vec<(Instant, bool)>) -> Duration {
+    asked.sort();
+    let (mut longest, mut failing) = (Duration::ZERO, None);
+    for (begun, answered) in asked {
+        let since = *failing.get_or_insert(begun);
+        if answered {
+            longest = longest.max(if since == begun { Duration::ZERO } else { begun - since });
+            failing = None;
+        }
+    }
+    assert_eq!(failing, None, "the last requests failed");
+    longest
+}
+
+#[test]
+fn a_run_of_failures_is_as_long_as_nobody_is_answered() {
+    let begun = Instant::now();
+    let at = |tenths: u32, answered| (begun + Duration::from_millis(100) * tenths, answered);
+    let asked =
+        vec![at(3, false), at(0, true), at(1, false), at(2, true), at(4, false), at(6, true), at(7, true)];
+    assert_eq!(longest_run_of_failures(asked), Duration::from_millis(300));
+    assert_eq!(longest_run_of_failures(vec![at(0, true), at(1, true)]), Duration::ZERO);
+}
+
 #[tokio::test]
 async fn when_an_instance_is_killed_requests_go_on_and_streams_continue() {
     sandbox("kill", async |sandbox| {
@@ -48,16 +100,35 @@ async fn when_an_instance_is_killed_requests_go_on_and_streams_continue() {
         publish(sandbox, &principal, 0..20).await;
         let victim = sandbox.instances("simple").await.remove(0).name;
         let now = DeleteParams::default().grace_period(0);
-        sandbox.api::<Pod>().delete(&victim, &now).await.unwrap();
-        // The kubelet ends the process a moment after the API forgot the pod.
+        let asked = Mutex::new(Vec::new());
         let mut published = 20;
-        eventually("a stream comes back from the instance that died", Duration::from_secs(60), async || {
-            publish(sandbox, &principal, published..published + 2).await;
-            published += 2;
-            followers.iter().any(|follower| follower.connections() > 1).then_some(())
-        })
-        .await;
-        publish(sandbox, &principal, published..published + 20).await;
+        let killed = async {
+            eventually("requests are answered", Duration::from_secs(10), async || {
+                (asked.lock().unwrap().len() >= 5).then_some(())
+            })
+            .await;
+            sandbox.api::<Pod>().delete(&victim, &now).await.unwrap();
+            // The kubelet ends the process a moment after the API forgot the pod.
+            eventually(
+                "a stream comes back from the instance that died",
+                Duration::from_secs(60),
+                async || {
+                    publish(sandbox, &principal, published..published + 2).await;
+                    published += 2;
+                    followers.iter().any(|follower| follower.connections() > 1).then_some(())
+                },
+            )
+            .await;
+            publish(sandbox, &principal, published..published + 20).await;
+        };
+        tokio::select! {
+            never = issue(route.clone(), &principal, &asked) => match never {},
+            () = killed => {}
+        }
+        let asked = asked.into_inner().unwrap();
+        let (count, longest) = (asked.len(), longest_run_of_failures(asked));
+        println!("{count} tokens were asked for, at most {longest:?} without an answer");
+        assert!(count > 20 && longest < LONGEST_PAUSE, "{longest:?} without an answer");
         for follower in &followers {
             complete(follower, published + 20).await;
         }
@@ -113,8 +184,8 @@ async fn with_a_redis_that_is_silent_for_30_seconds_no_stream_closes_and_tokens_
 #[tokio::test]
 async fn with_a_redis_that_is_gone_for_30_seconds_no_stream_closes_and_tokens_go_on() {
     sandbox("gone", async |sandbox| {
-        let over = Instant::now() + Duration::from_secs(30);
         without_redis(sandbox, async || {
+            let over = Instant::now() + Duration::from_secs(30);
             // The kubelet starts it again and again; it ends each time.
             while Instant::now() < over {
                 redis_cli(sandbox, "SHUTDOWN NOSAVE");
@@ -146,6 +217,7 @@ async fn without_redis(sandbox: &Sandbox, take_away: impl AsyncFnOnce()) {
         stream.until("snapshot", Duration::from_secs(5)).await;
         streams.push(stream);
     }
+    let mut begun = Vec::new();
     let watched = async {
         sandbox.until("simple", "Degraded", "True").await;
         assert_eq!(sandbox.condition("simple", "RedisReady").await.unwrap().status, "False");
@@ -154,12 +226,20 @@ async fn without_redis(sandbox: &Sandbox, take_away: impl AsyncFnOnce()) {
             let answer = instances[here].public().post(TOKEN, &[("x-vx11-token", &principal)], "").await;
             assert_eq!(answer.status, 200, "{}", answer.text);
             let token = answer.json()["sse_token"].as_str().unwrap().to_owned();
-            EventStream::open(&instances[there].public(), &format!("?token={token}"), &[]).await.unwrap();
+            let mut stream =
+                EventStream::open(&instances[there].public(), &format!("?token={token}"), &[]).await.unwrap();
+            stream.until("snapshot", Duration::from_secs(5)).await;
+            begun.push(stream);
         }
+        // It was so all the while, not after.
+        assert_eq!(sandbox.condition("simple", "RedisReady").await.unwrap().status, "False");
     };
     futures::future::join(take_away(), watched).await;
     sandbox.until("simple", "Ready", "True").await;
-    // The streams of before are still open: heartbeats went on.
+    sandbox.until("simple", "Degraded", "False").await;
+    // Those of before are still open, and those of the outage too.
+    streams.append(&mut begun);
+    // Heartbeats went on.
     for stream in &mut streams {
         stream.until("heartbeat", Duration::from_secs(20)).await;
     }

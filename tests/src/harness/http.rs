@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// A way in: where requests go and what each of them carries.
 #[derive(Clone)]
 pub enum Route {
-    /// The Ingress, by host name.
-    Ingress {
+    /// The Ingress, or a port that is forwarded.
+    Http {
         /// Its base URL.
         base: String,
         /// Value of the `Host` header.
@@ -102,7 +102,7 @@ impl Route {
         body: &str,
     ) -> Result<Response<Body>, String> {
         let (base, host) = match self {
-            Self::Ingress { base, host } => (base, Some(host.as_str())),
+            Self::Http { base, host } => (base, Some(host.as_str())),
             Self::Pod { base, .. } => (base, None),
         };
         let mut all: BTreeMap<&str, &str> = headers.iter().copied().collect();
@@ -114,7 +114,7 @@ impl Route {
         let body = Bytes::from(body.to_owned());
         let answer = async {
             match self {
-                Self::Ingress { .. } => {
+                Self::Http { .. } => {
                     let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
                     let client: Client<HttpConnector, Full<Bytes>> =
                         Client::builder(TokioExecutor::new()).build_http();

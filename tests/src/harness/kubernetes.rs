@@ -25,11 +25,13 @@ use vx11_crds::VX11Cluster;
 
 use super::{
     Instance, Route, eventually, secrets,
-    tools::{connect, operator_installed},
+    tools::{KIND, connect, is_existing, operator_installed},
 };
 
 /// Label of every namespace that tests make.
 pub(super) const OURS: &str = "vx11.test/sandbox";
+/// Label by which Kubernetes refuses pods that ask for too much.
+const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
 /// How long a cluster may take to become what it should be.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -70,7 +72,12 @@ impl Sandbox {
     async fn create_namespace(&self) {
         let metadata = ObjectMeta {
             name: Some(self.namespace.clone()),
-            labels: Some([(OURS.to_owned(), "true".to_owned())].into()),
+            // The strictest of Kubernetes' own policies, so that every test proves that the pods keep to it.
+            labels: Some(
+                [(OURS, "true"), (POD_SECURITY, "restricted")]
+                    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                    .into(),
+            ),
             ..ObjectMeta::default()
         };
         let namespace = Namespace { metadata, ..Namespace::default() };
@@ -131,8 +138,7 @@ impl Sandbox {
     /// The way in through the Ingress.
     #[must_use]
     pub fn ingress(&self, name: &str) -> Route {
-        let port = env::var("VX11_HTTP_PORT").unwrap_or_else(|_| "8080".to_owned());
-        Route::Ingress { base: format!("http://127.0.0.1:{port}"), host: self.host(name) }
+        Route::Http { base: entrance(), host: self.host(name) }
     }
 
     /// The cluster as it is now.
@@ -243,6 +249,18 @@ impl Sandbox {
         }
         text
     }
+}
+
+/// Base URL of the Ingress controller.
+fn entrance() -> String {
+    env::var("VX11_ENDPOINT").unwrap_or_else(|_| {
+        assert!(
+            !is_existing(),
+            "{KIND}=existing needs VX11_ENDPOINT: the base URL of its Ingress controller"
+        );
+        let port = env::var("VX11_HTTP_PORT").unwrap_or_else(|_| "8080".to_owned());
+        format!("http://127.0.0.1:{port}")
+    })
 }
 
 fn is_ready(pod: &Pod) -> bool {

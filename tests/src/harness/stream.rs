@@ -104,7 +104,7 @@ fn parse(block: &str) -> Received {
 struct Log {
     messages: Vec<String>,
     gaps: u32,
-    connections: u32,
+    connected: Vec<Instant>,
     refusals: Vec<String>,
     last: Option<Instant>,
     longest_silence: Duration,
@@ -141,10 +141,16 @@ impl Follower {
         self.log.lock().unwrap().gaps
     }
 
+    /// When each of its connections was made.
+    #[must_use]
+    pub fn connected(&self) -> Vec<Instant> {
+        self.log.lock().unwrap().connected.clone()
+    }
+
     /// Connections that it has made.
     #[must_use]
-    pub fn connections(&self) -> u32 {
-        self.log.lock().unwrap().connections
+    pub fn connections(&self) -> usize {
+        self.log.lock().unwrap().connected.len()
     }
 
     /// Attempts that were refused or failed, in words.
@@ -173,7 +179,7 @@ async fn follow(route: Route, token: String, log: Arc<Mutex<Log>>) {
             cursor.iter().map(|cursor| ("last-event-id", cursor.as_str())).collect();
         match EventStream::open(&route, &format!("?token={token}"), &headers).await {
             Ok(mut stream) => {
-                log.lock().unwrap().connections += 1;
+                log.lock().unwrap().connected.push(Instant::now());
                 while let Some(event) = stream.read().await {
                     let mut log = log.lock().unwrap();
                     let now = Instant::now();

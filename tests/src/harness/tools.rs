@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -28,16 +29,38 @@ fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// Says which cluster the tests run on.
+pub(super) const KIND: &str = "VX11_CLUSTER";
+
 /// Whether the tests run on a cluster of the user's (`VX11_CLUSTER=existing` and `KUBECONFIG`).
-fn is_existing() -> bool {
-    env::var("VX11_CLUSTER").is_ok_and(|kind| kind == "existing")
+pub(super) fn is_existing() -> bool {
+    env::var(KIND).is_ok_and(|kind| kind == "existing")
 }
 
-/// Runs a command of the test cluster's tools (`kubectl`, `helm`, `docker`) from the repository's root.
+/// Whether a test that needs more of the cluster than a Kubernetes has to be left out, because this one is the
+/// user's. It says so in the midst of the run, where nobody overlooks it.
 #[must_use]
-pub fn tool(program: &str, arguments: &[&str]) -> Output {
+pub fn is_left_out(why: &str) -> bool {
+    if is_existing() {
+        let thread = std::thread::current();
+        // Not by `eprintln!`, which the test runner shows of failed tests only.
+        let _ = writeln!(
+            std::io::stderr(),
+            "== NOT RUN on an existing cluster: {}: {why}",
+            thread.name().unwrap_or("a test")
+        );
+    }
+    is_existing()
+}
+
+/// The command for one of the test cluster's tools (`kubectl`, `helm`, `docker`), run from the repository's root.
+pub(super) fn command(program: &str) -> Command {
     let variables = state_directory().join("env");
     let mut command = if is_existing() {
+        assert_ne!(
+            program, "docker",
+            "an existing cluster's nodes are out of reach: this test cannot run there"
+        );
         Command::new(program)
     } else {
         assert!(variables.exists(), "{} is missing: run `make cluster` first", variables.display());
@@ -46,11 +69,14 @@ pub fn tool(program: &str, arguments: &[&str]) -> Output {
         shell.args(["-c", ". \"$0\" && exec \"$@\""]).arg(variables).arg(program);
         shell
     };
+    command.current_dir(repository());
     command
-        .args(arguments)
-        .current_dir(repository())
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+/// Runs a command of the test cluster's tools.
+#[must_use]
+pub fn tool(program: &str, arguments: &[&str]) -> Output {
+    command(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"))
 }
 
 /// Runs kubectl; panics with what it said when it fails.
