@@ -40,7 +40,8 @@ pub struct Config {
     /// Name of this instance in answers and logs; the host name (in a cluster the pod name) if absent.
     #[arg(long, env = "INSTANCE_ID")]
     pub instance_id: Option<String>,
-    /// Log filter in the syntax of tracing's `EnvFilter`, e.g. `info` or `operator_backend=debug`.
+    /// Log filter in the syntax of tracing's `EnvFilter`, e.g. `info` or `operator_backend=debug`. Of libraries it never
+    /// shows more detail than `info`.
     #[arg(long = "log", env = "VX11_LOG", default_value = "info")]
     pub log: String,
     /// Threads that serve requests; 0 = one for each CPU this process may use.
@@ -156,10 +157,14 @@ pub struct StreamConfig {
     #[arg(id = "drain_delay", long = "drain-delay", env = "VX11_DRAIN_DELAY_SEC", default_value_t = 0,
           value_parser = clap::value_parser!(u32).range(0..=60))]
     pub drain_delay_seconds: u32,
-    /// How many events are kept for resuming clients.
-    #[arg(id = "event_history", long = "event-history", env = "VX11_EVENT_HISTORY", default_value_t = 10_000,
+    /// How many events of the resume window are kept for resuming clients at most.
+    #[arg(id = "event_history", long = "event-history", env = "VX11_EVENT_HISTORY", default_value_t = 100_000,
           value_parser = clap::value_parser!(u32).range(5..=1_000_000))]
     pub event_history: u32,
+    /// How many bytes of them are kept at most, by each instance and in Redis; 1 MiB to 1 GiB.
+    #[arg(id = "event_bytes", long = "event-bytes", env = "VX11_EVENT_BYTES", default_value_t = 33_554_432,
+          value_parser = clap::value_parser!(u32).range(1_048_576..=1_073_741_824))]
+    pub event_bytes: u32,
 }
 
 /// Limits; 0 means none.

@@ -15,11 +15,15 @@ use std::sync::Arc;
 pub use self::{
     entry_id::EntryId,
     event::{Event, InvalidEvent, NewEvent},
-    mirror::{Epoch, Gap, GapReason, Item, Latest, Mirror, Place, Resolved},
+    mirror::{Epoch, Gap, GapReason, Item, Keep, Latest, Mirror, Place, Resolved},
 };
 use self::{memory::MemoryLog, redis::RedisLog};
 use crate::{config::Config, redis_link::RedisLink};
 pub(crate) use event::is_name;
+
+/// Milliseconds beyond the resume window that an event is kept: a cursor is signed when its event is delivered
+/// or a heartbeat is due, and ends on a whole second.
+const DELIVERY_MILLISECONDS: u64 = 5000;
 
 /// Why an event was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,10 +53,14 @@ impl EventLog {
     /// A log in the Redis that `link` leads to, or of this process alone.
     #[must_use]
     pub fn new(config: &Config, link: Option<RedisLink>) -> Self {
-        let history = config.stream.event_history as usize;
-        let mirror = Arc::new(Mirror::new(history));
+        let keep = Keep {
+            events: config.stream.event_history as usize,
+            bytes: config.stream.event_bytes as usize,
+            milliseconds: u64::from(config.stream.resume_window_seconds) * 1000 + DELIVERY_MILLISECONDS,
+        };
+        let mirror = Arc::new(Mirror::new(keep));
         let backend = match link {
-            Some(link) => Backend::Redis(Arc::new(RedisLog::new(link, config.stream.event_history))),
+            Some(link) => Backend::Redis(Arc::new(RedisLog::new(link, keep))),
             None => Backend::Memory(Arc::new(MemoryLog::new(&mirror))),
         };
         Self { backend, mirror }

@@ -1,6 +1,9 @@
 //! Logs: one JSON object a line on standard output, filtered by `VX11_LOG`.
 
-use tracing_subscriber::{EnvFilter, fmt::time::FormatTime, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, filter::filter_fn, fmt::time::FormatTime, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 /// A log filter that does not parse, or logging that was begun before.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +24,14 @@ impl FormatTime for Utc {
     }
 }
 
-/// Begins to log.
+/// Whether an event may be logged at all, whatever the filter says. Below `info` the libraries that this is built
+/// on print what they handle: request lines with tokens in their queries, headers, commands to Redis.
+#[must_use]
+pub fn is_ours_or_no_detail(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::INFO || metadata.target().starts_with("operator_backend")
+}
+
+/// Begins to log. Details (`debug` and `trace`) come from this program alone.
 ///
 /// # Errors
 /// [`TelemetryError`]
@@ -32,6 +42,10 @@ pub fn start(filter: &str) -> Result<(), TelemetryError> {
         .with_timer(Utc)
         .with_current_span(false)
         .with_span_list(false);
-    tracing_subscriber::registry().with(EnvFilter::try_new(filter)?).with(lines).try_init()?;
+    tracing_subscriber::registry()
+        .with(EnvFilter::try_new(filter)?)
+        .with(filter_fn(is_ours_or_no_detail))
+        .with(lines)
+        .try_init()?;
     Ok(())
 }

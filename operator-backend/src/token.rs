@@ -24,7 +24,8 @@
 //!
 //! # End of life
 //! A token ends by its own signed expiry on the [cluster's clock](ClusterClock), rounded up to 1/8 s, and
-//! by Redis' expiry, whichever comes first: restored dumps and outages cannot extend it.
+//! by Redis' expiry, whichever comes first: restored dumps and outages cannot extend it. A token whose own
+//! expiry cannot be read (of another key, or so old that the 16 bits have wrapped) must have one in Redis.
 
 mod memory;
 mod redis;
@@ -173,6 +174,9 @@ impl Tokens {
                 Verdict::Unsigned => None,
             }
         };
+        if claims.is_none() && !inner.ends_by_itself(token).await {
+            return Err(AuthFailure::Unknown);
+        }
         if inner.single_use { inner.redeem(token, claims).await } else { inner.look_up(token, claims).await }
     }
 
@@ -212,9 +216,9 @@ impl Tokens {
         }
     }
 
-    /// What Redis must be told when it is back: the tokens redeemed without it.
+    /// What Redis must be told when it is back, in steps: the tokens redeemed without it.
     #[must_use]
-    pub fn replay(&self) -> Option<::redis::Pipeline> {
+    pub fn replay(&self) -> Vec<::redis::Pipeline> {
         let now = self.0.clock.now();
         redis::replay(&self.0.redeemed.unexpired(now), now)
     }
@@ -233,6 +237,15 @@ impl Inner {
         let token = self.sign(principal, now, true);
         store.put(token, principal, self.life_milliseconds / 1000).await.ok()?;
         Some(token)
+    }
+
+    /// Whether Redis ends the life of a token that says nothing itself: one of another key, or one that is so old
+    /// that its expiry has wrapped.
+    async fn ends_by_itself(&self, token: TokenId) -> bool {
+        match &self.store {
+            Store::Redis(store) => store.ends(token).await.unwrap_or(false),
+            Store::Memory => false,
+        }
     }
 
     /// The check of a token that may be used many times.
@@ -287,15 +300,16 @@ impl Inner {
         Ok(claims.principal)
     }
 
-    /// What the store holds must name a principal, and the one that the signature names.
+    /// What the store holds must name a principal, and the one that the signature names. A name that nobody has
+    /// (any more) is no contradiction: the signature of a removed principal's token cannot be read.
     fn agree(&self, name: &str, claims: Option<Claims>) -> Result<Principal, AuthFailure> {
         match claims {
             Some(claims) if claims.principal.name() == name => Ok(claims.principal),
-            None if let Some(principal) = self.identities.named(name) => Ok(principal),
-            _ => {
+            Some(_) => {
                 self.metrics.integrity_failures.inc();
                 Err(AuthFailure::Unknown)
             }
+            None => self.identities.named(name).ok_or(AuthFailure::Unknown),
         }
     }
 }

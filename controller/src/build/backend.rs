@@ -31,6 +31,11 @@ const DRAIN_DELAY_SECONDS: i32 = READINESS_PERIOD_SECONDS * READINESS_FAILURES +
 /// Seconds after the drain that a pod has for closing its last connections.
 const CLOSING_SECONDS: i32 = 7;
 
+/// Bytes of events that are kept at most, whatever the Redis has room for: each instance holds a copy of them.
+const MOST_EVENT_BYTES: u64 = 32 * 1024 * 1024;
+/// The least that the backend accepts.
+const LEAST_EVENT_BYTES: u64 = 1024 * 1024;
+
 const PRINCIPALS_DIR: &str = "/etc/vx11/principals";
 const KEYS_DIR: &str = "/etc/vx11/keys";
 const REDIS_DIR: &str = "/etc/vx11/redis";
@@ -231,7 +236,10 @@ fn build_environment(cluster: &ValidatedCluster) -> Vec<EnvVar> {
         ("VX11_TRUSTED_PROXIES", spec.trusted_proxies.join(",")),
     ];
     if let Some(redis) = &cluster.redis {
+        // Half of a small Redis is for the tokens.
+        let half = redis.max_memory.map_or(MOST_EVENT_BYTES, |bytes| bytes / 2);
         variables.extend([
+            ("VX11_EVENT_BYTES", half.clamp(LEAST_EVENT_BYTES, MOST_EVENT_BYTES).to_string()),
             ("REDIS_DB", redis.database.to_string()),
             ("REDIS_HOST", names::redis(&cluster.identity.name)),
             ("REDIS_PASSWORD_FILE", format!("{REDIS_DIR}/password")),
@@ -325,6 +333,19 @@ mod tests {
     fn the_service_and_the_account() {
         let cluster = simple_cluster();
         insta::assert_yaml_snapshot!((build_service(&cluster), build_service_account(&cluster)));
+    }
+
+    #[test]
+    fn the_events_leave_half_of_a_small_redis_to_the_tokens() {
+        let mut cluster = simple_cluster();
+        for (max_memory, expected) in
+            [(None, "33554432"), (Some(50_000_000), "25000000"), (Some(1_000_000), "1048576")]
+        {
+            cluster.redis.as_mut().unwrap().max_memory = max_memory;
+            let variables = build_environment(&cluster);
+            let bytes = variables.iter().find(|variable| variable.name == "VX11_EVENT_BYTES").unwrap();
+            assert_eq!(bytes.value.as_deref(), Some(expected));
+        }
     }
 
     #[test]

@@ -163,8 +163,9 @@ pub struct StreamSpec {
     #[schemars(range(min = 0, max = 1_000_000))]
     pub max_clients_per_instance: i32,
 
-    /// Seconds during which a disconnected client can resume without losing an event. Redis keeps the
-    /// events of this window.
+    /// Seconds during which a disconnected client can resume without losing an event. Redis and the
+    /// instances keep the events of this window, up to 100,000 of them and 32 MiB (half of `maxmemory`, if
+    /// that is less); whoever missed more is told with a gap.
     #[serde(default = "defaults::resume_window_seconds")]
     #[schemars(range(min = 1, max = 86400))]
     pub resume_window_seconds: i32,

@@ -82,7 +82,7 @@ fn milliseconds_now() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Keep, *};
 
     fn event() -> NewEvent {
         NewEvent::parse(br#"{"data":1}"#).unwrap()
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_key_publishes_once_until_it_expires() {
-        let mirror = Mirror::new(10);
+        let mirror = Mirror::new(Keep { events: 10, bytes: 1 << 20, milliseconds: 60_000 });
         let log = MemoryLog::new(&mirror);
         let first = log.publish(&mirror, event(), Some("k"));
         assert_eq!(log.publish(&mirror, event(), Some("k")), first);

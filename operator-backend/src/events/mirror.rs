@@ -14,8 +14,20 @@ use tokio::sync::watch;
 
 use super::{EntryId, Event};
 
-/// Most bytes of events that are kept, whatever their number.
-pub(super) const MOST_BYTES: usize = 32 * 1024 * 1024;
+/// Items that are kept however old they are: what a quiet log shows to a new stream, and where its idle
+/// streams resume.
+const KEPT_ANYWAY: usize = 100;
+
+/// How much of the log is kept for resuming clients, in Redis and by each instance.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// Most events.
+    pub events: usize,
+    /// Most bytes of events.
+    pub bytes: usize,
+    /// Age from which on they go, milliseconds.
+    pub milliseconds: u64,
+}
 
 /// One incarnation of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -131,21 +143,16 @@ type Listener = Box<dyn Fn() + Send + Sync>;
 /// See the module.
 pub struct Mirror {
     state: RwLock<State>,
-    history: usize,
+    keep: Keep,
     changed: watch::Sender<u64>,
     listeners: Mutex<Vec<Listener>>,
 }
 
 impl Mirror {
-    /// An empty mirror that will keep this many items.
+    /// An empty mirror that will keep this much.
     #[must_use]
-    pub fn new(history: usize) -> Self {
-        Self {
-            state: RwLock::default(),
-            history,
-            changed: watch::Sender::new(0),
-            listeners: Mutex::default(),
-        }
+    pub fn new(keep: Keep) -> Self {
+        Self { state: RwLock::default(), keep, changed: watch::Sender::new(0), listeners: Mutex::default() }
     }
 
     /// Calls back after every change; the callback must be quick.
@@ -185,13 +192,14 @@ impl Mirror {
                 state.push(event);
             }
             if state.epoch() != Some(epoch) {
-                state.begin(epoch, last, true);
+                // Events without a last id are events that somebody deleted: nothing is known of them.
+                state.begin(epoch, last, number == 0 || last != EntryId::default());
             }
             state.tail = state.tail.max(last);
             // With no event of this epoch at hand, the next one follows directly on what was given last.
             state.number = state.number.max(number);
             state.following = true;
-            state.trim(self.history);
+            state.trim(self.keep);
         });
     }
 
@@ -201,7 +209,7 @@ impl Mirror {
             for event in events {
                 state.push(event);
             }
-            state.trim(self.history);
+            state.trim(self.keep);
         });
     }
 
@@ -211,7 +219,7 @@ impl Mirror {
             if state.epoch() != Some(epoch) {
                 state.begin(epoch, base, true);
             }
-            state.trim(self.history);
+            state.trim(self.keep);
         });
     }
 
@@ -314,8 +322,20 @@ impl State {
         self.items.push_back(Item::Event(Arc::new(event)));
     }
 
-    fn trim(&mut self, history: usize) {
-        while self.items.len() > history || (self.bytes > MOST_BYTES && self.items.len() > 1) {
+    /// Whether the first item has to go.
+    fn is_over(&self, keep: Keep) -> bool {
+        let is_old = || match self.items.front() {
+            Some(Item::Event(event)) => {
+                event.id.milliseconds.saturating_add(keep.milliseconds) < self.tail.milliseconds
+            }
+            _ => true,
+        };
+        let count = self.items.len();
+        count > keep.events || (self.bytes > keep.bytes && count > 1) || (count > KEPT_ANYWAY && is_old())
+    }
+
+    fn trim(&mut self, keep: Keep) {
+        while self.is_over(keep) {
             let Some(item) = self.items.pop_front() else {
                 return;
             };
@@ -397,150 +417,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{super::NewEvent, *};
-    use proptest::prelude::*;
-
-    fn id(milliseconds: u64) -> EntryId {
-        EntryId { milliseconds, sequence: 0 }
-    }
-
-    fn event(epoch: u32, number: u64, milliseconds: u64) -> Event {
-        Event::new(id(milliseconds), Epoch(epoch), number, NewEvent::parse(br#"{"data":1}"#).unwrap())
-    }
-
-    fn place(epoch: u32, milliseconds: u64) -> Place {
-        Place { epoch: Epoch(epoch), id: id(milliseconds) }
-    }
-
-    fn loaded(history: usize) -> Mirror {
-        let mirror = Mirror::new(history);
-        mirror.load(Epoch(1), id(0), 0, Vec::new());
-        mirror
-    }
-
-    fn reason(resolved: Resolved) -> Option<GapReason> {
-        match resolved {
-            Resolved::Lost(gap, _) => Some(gap.reason),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn a_known_cursor_reads_on_behind_its_event() {
-        let mirror = loaded(10);
-        assert_eq!(mirror.resolve(place(1, 0)), Resolved::At(0));
-        mirror.append((1..=3).map(|n| event(1, n, n * 10)).collect());
-        assert_eq!(mirror.resolve(place(1, 0)), Resolved::At(0));
-        assert_eq!(mirror.resolve(place(1, 20)), Resolved::At(2));
-        assert_eq!(mirror.resolve(place(1, 30)), Resolved::At(3));
-    }
-
-    #[test]
-    fn a_cursor_ahead_waits_and_then_turns_out_known_or_lost() {
-        let mirror = loaded(10);
-        assert_eq!(mirror.resolve(place(1, 10)), Resolved::Pending);
-        mirror.append(vec![event(1, 1, 10)]);
-        assert_eq!(mirror.resolve(place(1, 10)), Resolved::At(1));
-        assert_eq!(mirror.resolve(place(1, 15)), Resolved::Pending);
-        mirror.append(vec![event(1, 2, 20)]);
-        assert_eq!(reason(mirror.resolve(place(1, 15))), Some(GapReason::Lost));
-    }
-
-    #[test]
-    fn a_trimmed_cursor_is_told_and_one_at_the_edge_is_not() {
-        let mirror = loaded(2);
-        mirror.append((1..=4).map(|n| event(1, n, n * 10)).collect());
-        assert_eq!(mirror.resolve(place(1, 20)), Resolved::At(2));
-        assert_eq!(reason(mirror.resolve(place(1, 10))), Some(GapReason::Trimmed));
-    }
-
-    #[test]
-    fn a_new_epoch_is_a_gap_for_all_and_a_start_for_later_cursors() {
-        let mirror = loaded(10);
-        mirror.append(vec![event(1, 1, 10)]);
-        mirror.begin(Epoch(2), id(5));
-        mirror.append(vec![event(2, 1, 7)]);
-        let (begin, items) = mirror.read(1, 10);
-        assert_eq!(begin, 1);
-        assert!(matches!(items.as_slice(), [Item::Gap(_), Item::Event(_)]));
-        // Behind the gap is before the first event of the new epoch.
-        assert_eq!(mirror.resolve(place(2, 5)), Resolved::At(2));
-        assert_eq!(mirror.resolve(place(2, 7)), Resolved::At(3));
-        assert_eq!(mirror.resolve(place(1, 10)), Resolved::At(1));
-        // Another epoch's id is never taken for this one's.
-        assert_eq!(reason(mirror.resolve(place(1, 12))), Some(GapReason::Lost));
-        assert_eq!(reason(mirror.resolve(place(9, 10))), Some(GapReason::Restarted));
-        mirror.follow(false);
-        assert_eq!(mirror.resolve(place(9, 10)), Resolved::Pending);
-    }
-
-    #[test]
-    fn a_missing_number_is_a_gap() {
-        let mirror = loaded(10);
-        mirror.append(vec![event(1, 1, 10), event(1, 3, 30)]);
-        assert!(matches!(
-            mirror.read(1, 1).1.as_slice(),
-            [Item::Gap(Gap { reason: GapReason::Trimmed, .. })]
-        ));
-    }
-
-    proptest! {
-        /// The promise: who reads on from any event it has seen, sees every later event of the log, in
-        /// order, once; and where one is missing, a gap comes first.
-        #[test]
-        fn nothing_is_ever_missing_without_a_gap(
-            history in 1_usize..12,
-            steps in prop::collection::vec((0_u8..8, 1_u64..4), 1..60),
-            from in 0_usize..60,
-        ) {
-            let mirror = loaded(history);
-            let (mut epoch, mut number, mut now) = (1, 0, 0);
-            // All that was ever published, and whether it reached the mirror.
-            let mut published: Vec<(Place, bool)> = Vec::new();
-            for (kind, count) in steps {
-                match kind {
-                    0 => {
-                        epoch += 1;
-                        number = 0;
-                        mirror.begin(Epoch(epoch), id(now));
-                    }
-                    1 => for _ in 0..count {
-                        now += 1;
-                        number += 1;
-                        published.push((place(epoch, now), false));
-                    },
-                    _ => for _ in 0..count {
-                        now += 1;
-                        number += 1;
-                        mirror.append(vec![event(epoch, number, now)]);
-                        published.push((place(epoch, now), true));
-                    },
-                }
-            }
-            let seen = published.iter().enumerate().filter(|(_, (_, reached))| *reached).nth(from);
-            let Some((index, (cursor, _))) = seen else { return Ok(()) };
-            let (mut gap, start) = match mirror.resolve(*cursor) {
-                Resolved::At(position) => (false, position),
-                Resolved::Lost(_, position) => (true, position),
-                Resolved::Pending => return Err(TestCaseError::fail("an event that was seen is not pending")),
-            };
-            let mut expected = published.get(index + 1..).unwrap_or_default().iter();
-            let (begin, items) = mirror.read(start, usize::MAX);
-            prop_assert_eq!(begin, start);
-            for item in items {
-                match item {
-                    Item::Gap(_) => gap = true,
-                    Item::Event(event) => loop {
-                        let (next, _) = expected.next().expect("only what was published, once, in order");
-                        if next.id == event.id {
-                            gap = false;
-                            break;
-                        }
-                        prop_assert!(gap, "{} is missing without a gap", next.id);
-                    },
-                }
-            }
-        }
-    }
-}
+mod tests;

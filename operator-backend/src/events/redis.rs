@@ -12,7 +12,7 @@ use redis::{
     streams::{StreamId, StreamRangeReply, StreamReadReply},
 };
 
-use super::{EntryId, Epoch, Event, Mirror, NewEvent, PublishError};
+use super::{EntryId, Epoch, Event, Keep, Mirror, NewEvent, PublishError};
 use crate::redis_link::{LinkError, RedisLink};
 
 const STREAM: &str = "vx11:events";
@@ -34,7 +34,7 @@ const PAGE: usize = 500;
 
 pub(super) struct RedisLog {
     link: RedisLink,
-    history: u32,
+    keep: Keep,
     hash: String,
 }
 
@@ -47,8 +47,8 @@ struct Head {
 }
 
 impl RedisLog {
-    pub(super) fn new(link: RedisLink, history: u32) -> Self {
-        Self { link, history, hash: redis::Script::new(SCRIPT).get_hash().to_owned() }
+    pub(super) fn new(link: RedisLink, keep: Keep) -> Self {
+        Self { link, keep, hash: redis::Script::new(SCRIPT).get_hash().to_owned() }
     }
 
     pub(super) async fn publish(&self, event: NewEvent, key: Option<&str>) -> Result<EntryId, PublishError> {
@@ -96,7 +96,8 @@ impl RedisLog {
             command.arg(key);
         }
         let candidate = Epoch(rand::random());
-        command.arg(format!("{:08x}", candidate.0)).arg(self.history);
+        let Keep { events, bytes, milliseconds } = self.keep;
+        command.arg(format!("{:08x}", candidate.0)).arg(events).arg(bytes).arg(milliseconds);
         command
     }
 }
@@ -174,7 +175,7 @@ impl Reader<'_> {
     /// Fills the empty mirror with the end of the log.
     async fn load(&mut self, head: &Head) -> Result<EntryId, RedisError> {
         let (mut events, mut bytes, mut end) = (Vec::new(), 0, "+".to_owned());
-        while events.len() < self.log.history as usize && bytes < super::mirror::MOST_BYTES {
+        while events.len() < self.log.keep.events && bytes < self.log.keep.bytes {
             let mut command = redis::cmd("XREVRANGE");
             command.arg(STREAM).arg(&end).arg("-").arg("COUNT").arg(PAGE);
             let page: StreamRangeReply = self.ask(&command).await?;

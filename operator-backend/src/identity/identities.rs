@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sha2::{Digest, Sha256};
@@ -107,7 +107,8 @@ impl Identities {
             return Ok(());
         }
         if config.signing_keys_dir.is_some() {
-            self.keys.reload(snapshot.current_key.as_deref(), snapshot.previous_key.as_deref())?;
+            let (current, previous) = (snapshot.current_key.as_deref(), snapshot.previous_key.as_deref());
+            self.keys.reload(current, previous, Instant::now())?;
         }
         self.control_token.send_replace(
             snapshot.control_token.as_ref().map(|token| Sha256::digest(token.expose().as_bytes()).into()),
@@ -135,6 +136,7 @@ impl Identities {
         let mut failing = String::new();
         loop {
             ticks.tick().await;
+            self.keys.advance(Instant::now());
             let settings = config.clone();
             let outcome = match tokio::task::spawn_blocking(move || files::read(&settings)).await {
                 Ok(Ok(snapshot)) => self.apply(&config, snapshot).map_err(|error| error.to_string()),

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{Pipeline, RedisError};
+use redis::{Pipeline, RedisError, Value};
 use tokio::time::timeout;
 
 use super::{
@@ -30,8 +30,8 @@ struct Incarnation {
 impl RedisLink {
     /// Connects, watches, connects again, until the process ends; at once after a connection that has
     /// lasted, after a pause otherwise. Before the link counts as up, whatever `replay` gives is written, so
-    /// that Redis knows what happened without it.
-    pub async fn supervise(self, replay: impl Fn() -> Option<Pipeline>) {
+    /// that Redis knows what happened without it; each of its steps has a deadline of its own.
+    pub async fn supervise(self, replay: impl Fn() -> Vec<Pipeline>) {
         let mut generation = 0;
         let mut incarnation: Option<Incarnation> = None;
         loop {
@@ -44,8 +44,10 @@ impl RedisLink {
                     self.0.refusing.store(false, Ordering::Relaxed);
                     tracing::info!("Redis answers");
                     // What happened while the link was being declared up.
-                    if let Some(pipeline) = replay() {
-                        let _ = self.query_pipeline::<()>(&pipeline, PROBE_DEADLINE).await;
+                    for step in replay() {
+                        if self.query_pipeline::<Value>(&step, PROBE_DEADLINE).await.is_err() {
+                            break;
+                        }
                     }
                     let begun = Instant::now();
                     self.watch_over(generation).await;
@@ -108,7 +110,7 @@ impl RedisLink {
         &self,
         generation: u64,
         before: Option<&Incarnation>,
-        replay: &impl Fn() -> Option<Pipeline>,
+        replay: &impl Fn() -> Vec<Pipeline>,
     ) -> Result<(Up, Incarnation), RedisError> {
         let link = self.clone();
         // The driver ends when the connection does, so an outage is seen even while nobody asks.
@@ -120,8 +122,8 @@ impl RedisLink {
         let (time, _, server) =
             in_time(pipeline.query_async::<((i64, i64), Option<Vec<u8>>, String)>(&mut connection)).await?;
         self.adopt(time, asked);
-        if let Some(pipeline) = replay() {
-            in_time(pipeline.query_async::<()>(&mut connection)).await?;
+        for step in replay() {
+            in_time(step.query_async::<Value>(&mut connection)).await?;
         }
         let found = self.incarnation(&server, before);
         Ok((

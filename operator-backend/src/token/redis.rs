@@ -1,10 +1,10 @@
 //! The commands that tokens need from Redis; each is one round trip on the shared connection.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{Cmd, Pipeline};
 
-use super::signed::{TOKEN_LENGTH, TokenId};
+use super::signed::{LONGEST_LIFE_MILLISECONDS, TOKEN_LENGTH, TokenId};
 use crate::{
     identity::Principal,
     redis_link::{COMMAND_DEADLINE, LinkError, RedisLink, info_field},
@@ -13,9 +13,12 @@ use crate::{
 /// How long a redemption may take. Giving up early would leave open whether Redis gave the token away, and
 /// the fallback might then give it away a second time; so a redemption waits until Redis is surely gone.
 const REDEEM_DEADLINE: Duration = Duration::from_secs(1);
-/// How long a redemption whose connection broke waits for the next one: a Redis that restarted or failed
-/// over at once is back by then.
-const REDEEM_RECONNECT: Duration = Duration::from_millis(400);
+/// How long a redemption whose connection broke waits for the next one. Until then this instance alone may be
+/// cut off, and another may have taken the token from Redis; a Redis that restarted or failed over at once is
+/// back by then.
+const REDEEM_RECONNECT: Duration = Duration::from_secs(1);
+/// Commands of one step of the replay: what even a busy Redis does well within a probe's deadline.
+const REPLAY_COMMANDS: usize = 1000;
 
 /// Tokens in the Redis that the instances share.
 pub(super) struct RedisStore {
@@ -115,9 +118,17 @@ impl RedisStore {
         self.link.query(&command("GET", &Key::new(Prefix::Token, token)), COMMAND_DEADLINE).await
     }
 
+    /// Whether Redis holds a token and will let it go in time. One without an expiry was restored or persisted
+    /// by somebody and would live for ever; only its signature, if we can read it, says when it ends.
+    pub(super) async fn ends(&self, token: TokenId) -> Result<bool, LinkError> {
+        let remaining: i64 =
+            self.link.query(&command("PTTL", &Key::new(Prefix::Token, token)), COMMAND_DEADLINE).await?;
+        Ok((0..=LONGEST_LIFE_MILLISECONDS).contains(&remaining))
+    }
+
     /// As [`Self::get`], and the token is gone: of all who ask, one gets the name.
     pub(super) async fn take(&self, token: TokenId) -> Result<Option<String>, LinkError> {
-        self.link.query(&command("GETDEL", &Key::new(Prefix::Token, token)), REDEEM_DEADLINE).await
+        self.redeem(&command("GETDEL", &Key::new(Prefix::Token, token))).await
     }
 
     /// Marks a token that was never stored as used for its `remaining` milliseconds; `true` for the first.
@@ -132,11 +143,13 @@ impl RedisStore {
     /// had its effect, the second finds the token used: a client may have to ask again, but a token is never
     /// given away twice.
     async fn redeem(&self, command: &Cmd) -> Result<Option<String>, LinkError> {
-        match self.link.query(command, REDEEM_DEADLINE).await {
-            Err(LinkError::Connection | LinkError::Down) if self.link.settle(REDEEM_RECONNECT).await => {
-                self.link.query(command, REDEEM_DEADLINE).await
+        let begun = Instant::now();
+        loop {
+            let outcome = self.link.query(command, REDEEM_DEADLINE).await;
+            let broke = matches!(outcome, Err(LinkError::Connection | LinkError::Down));
+            if !broke || begun.elapsed() > REDEEM_DEADLINE || !self.link.settle(REDEEM_RECONNECT).await {
+                return outcome;
             }
-            outcome => outcome,
         }
     }
 
@@ -158,18 +171,20 @@ impl RedisStore {
     }
 }
 
-/// Tells Redis which tokens were redeemed without it, whether it held them or not.
-pub(super) fn replay(redeemed: &[(TokenId, i64)], now: i64) -> Option<Pipeline> {
-    if redeemed.is_empty() {
-        return None;
-    }
-    let mut pipeline = redis::pipe();
-    for (token, expires) in redeemed {
-        let used = Key::new(Prefix::Used, *token);
-        pipeline.cmd("DEL").arg(Key::new(Prefix::Token, *token).as_bytes()).ignore();
-        pipeline.cmd("SET").arg(used.as_bytes()).arg(1).arg("EX").arg(seconds(expires - now)).ignore();
-    }
-    Some(pipeline)
+/// Tells Redis which tokens were redeemed without it, whether it held them or not, in steps. A refusal (a full
+/// Redis) is no reason to go on without it: this instance remembers what it redeemed.
+pub(super) fn replay(redeemed: &[(TokenId, i64)], now: i64) -> Vec<Pipeline> {
+    let step = |redeemed: &[(TokenId, i64)]| {
+        let mut pipeline = redis::pipe();
+        pipeline.ignore_errors();
+        for (token, expires) in redeemed {
+            let used = Key::new(Prefix::Used, *token);
+            pipeline.cmd("DEL").arg(Key::new(Prefix::Token, *token).as_bytes()).ignore();
+            pipeline.cmd("SET").arg(used.as_bytes()).arg(1).arg("EX").arg(seconds(expires - now)).ignore();
+        }
+        pipeline
+    };
+    redeemed.chunks(REPLAY_COMMANDS / 2).map(step).collect()
 }
 
 #[cfg(test)]
@@ -181,6 +196,14 @@ mod tests {
         let token = TokenId::from_bits(0x0123_4567_89ab_8cde_8f01_2345_6789_abcd);
         assert_eq!(Key::new(Prefix::Token, token).as_bytes(), b"token:01234567-89ab-8cde-8f01-23456789abcd");
         assert_eq!(Key::new(Prefix::Used, token).as_bytes(), b"used:01234567-89ab-8cde-8f01-23456789abcd");
+    }
+
+    #[test]
+    fn a_replay_is_told_in_steps() {
+        let redeemed: Vec<_> = (0..1201).map(|bits| (TokenId::from_bits(bits), 60_000)).collect();
+        let steps: Vec<usize> = replay(&redeemed, 0).iter().map(Pipeline::len).collect();
+        assert_eq!(steps, [1000, 1000, 402]);
+        assert!(replay(&[], 0).is_empty());
     }
 
     #[test]

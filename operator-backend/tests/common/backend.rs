@@ -1,7 +1,9 @@
-//! A real operator-backend process. When it ends, everything it ever wrote is searched for tokens.
+//! A real operator-backend process. When it ends, everything it ever wrote and its metrics are searched for tokens
+//! and cursors.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     ops::Deref,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -9,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Client, Directory, RedisServer, signal};
+use super::{Client, Directory, RedisServer, leaked, signal};
 
 pub(crate) const PRINCIPAL_TOKEN: &str = "principal-token-of-the-tests-5f1d2c";
 pub(crate) const SIGNING_KEY: &str = "signing-key-of-the-tests-0123456789";
@@ -21,6 +23,7 @@ pub(crate) struct Backend {
     client: Client,
     admin: Client,
     port: u16,
+    admin_port: u16,
     lines: Lines,
     readers: Vec<JoinHandle<()>>,
     secrets: Mutex<Vec<String>>,
@@ -44,7 +47,10 @@ impl Backend {
 
     /// An instance that uses this Redis and shares the tests' signing key with others.
     pub(crate) fn with_redis(redis: &RedisServer, flags: &[&str]) -> Self {
-        Self::with_redis_port(redis.port(), flags)
+        let host = redis.host().to_string();
+        let mut all = vec!["--redis-host", &host];
+        all.extend(flags);
+        Self::with_redis_port(redis.port(), &all)
     }
 
     /// As [`Self::with_redis`], through whatever listens on that port.
@@ -65,7 +71,7 @@ impl Backend {
             "--admin-listen",
             "127.0.0.1:0",
             "--log",
-            "debug,hyper=info,h2=info",
+            "trace",
         ]);
         if !flags.contains(&"--signing-keys-dir") {
             command.arg("--signing-keys-dir").arg(keys.path());
@@ -82,6 +88,7 @@ impl Backend {
             client: Client::new(port),
             admin: Client::new(admin_port),
             port,
+            admin_port,
             lines,
             readers,
             secrets: Mutex::new(vec![PRINCIPAL_TOKEN.to_owned(), SIGNING_KEY.to_owned()]),
@@ -183,8 +190,25 @@ fn ports(lines: &Lines) -> (u16, u16) {
     }
 }
 
+impl Backend {
+    /// What a scrape finds now; nothing when the process does not answer any more.
+    fn last_metrics(&mut self) -> String {
+        let mut text = String::new();
+        if !matches!(self.process.try_wait(), Ok(None)) {
+            return text;
+        }
+        if let Ok(mut socket) = TcpStream::connect(("127.0.0.1", self.admin_port)) {
+            let _ = socket.set_read_timeout(Some(Duration::from_secs(2)));
+            let _ = socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let _ = socket.read_to_string(&mut text);
+        }
+        text
+    }
+}
+
 impl Drop for Backend {
     fn drop(&mut self) {
+        let metrics = self.last_metrics();
         self.kill();
         for reader in self.readers.drain(..) {
             let _ = reader.join();
@@ -195,7 +219,10 @@ impl Drop for Backend {
             }
             return;
         }
-        let log = self.log().join("\n");
+        let log = self.log().join("\n") + &metrics;
+        if let Some(secret) = leaked(&log) {
+            panic!("{secret} is in the output of the backend:\n{log}");
+        }
         for secret in self.secrets.lock().unwrap().iter() {
             assert!(!log.contains(secret.as_str()), "a secret is in the output of the backend:\n{log}");
         }

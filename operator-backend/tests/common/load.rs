@@ -1,7 +1,13 @@
 //! Open-loop load: requests leave at their time whether or not earlier ones were answered, and their
 //! latency counts from that time. A control beside it measures what the machine itself stalls.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     task::JoinSet,
@@ -20,19 +26,22 @@ pub(crate) struct Sample {
     pub(crate) status: Option<u16>,
 }
 
-/// Sends `rate` requests a second for `length` and returns every answer.
+/// Sends `rate` requests a second, as many as are due until `end` (milliseconds from now; it may be set while this
+/// runs), and returns every answer.
 pub(crate) async fn run(
     client: Client,
     path: &'static str,
     header: Option<(&'static str, &'static str)>,
     rate: u32,
-    length: Duration,
+    end: Arc<AtomicU64>,
 ) -> Vec<Sample> {
     let begun = Instant::now();
     let mut requests = JoinSet::new();
-    let count = u32::try_from(length.as_millis()).unwrap() * rate / 1000;
-    for number in 0..count {
+    for number in 0.. {
         let due = Duration::from_secs(1) * number / rate;
+        if due >= Duration::from_millis(end.load(Ordering::Relaxed)) {
+            break;
+        }
         sleep_until(begun + due).await;
         let client = client.clone();
         requests.spawn(async move {
@@ -44,10 +53,10 @@ pub(crate) async fn run(
     requests.join_all().await
 }
 
-/// The latency that `percent` of the samples stay within; zero of none.
+/// The latency that `percent` of the samples stay within.
 pub(crate) fn percentile(samples: &[Sample], percent: usize) -> Duration {
     let mut latencies: Vec<Duration> = samples.iter().map(|sample| sample.latency).collect();
     latencies.sort_unstable();
     let at = (latencies.len() * percent).div_ceil(100).saturating_sub(1);
-    latencies.get(at).copied().unwrap_or_default()
+    *latencies.get(at).expect("a percentile is one of some samples")
 }

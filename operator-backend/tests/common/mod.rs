@@ -6,8 +6,10 @@ mod backend;
 mod browser;
 mod http;
 pub(crate) mod load;
+mod namespace;
 mod proxy;
 mod redis_server;
+mod secrets;
 
 use std::{
     path::{Path, PathBuf},
@@ -20,6 +22,7 @@ pub(crate) use browser::{Browser, Tab};
 pub(crate) use http::{Answer, Client, EventStream};
 pub(crate) use proxy::Proxy;
 pub(crate) use redis_server::RedisServer;
+pub(crate) use secrets::leaked;
 
 /// A directory of its own for each caller, removed with it.
 pub(crate) struct Directory(PathBuf);

@@ -39,10 +39,11 @@ impl Proxy {
                     };
                     let ((client_in, client_out), (server_in, server_out)) =
                         (client.into_split(), server.into_split());
+                    let lost = AtomicBool::new(false);
                     let both = async {
                         tokio::join!(
-                            forward(client_in, server_out, Arc::clone(&state)),
-                            forward(server_in, client_out, state)
+                            forward(client_in, server_out, &state, &lost),
+                            forward(server_in, client_out, &state, &lost)
                         )
                     };
                     tokio::select! {
@@ -74,7 +75,7 @@ impl Proxy {
         self.silent.store(true, Ordering::SeqCst);
     }
 
-    /// From now on bytes pass again; those that vanished are gone.
+    /// From now on bytes pass again, but on no connection that has lost any: TCP has no holes.
     pub(crate) fn heal(&self) {
         self.silent.store(false, Ordering::SeqCst);
     }
@@ -83,11 +84,14 @@ impl Proxy {
 async fn forward(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
-    silent: Arc<AtomicBool>,
+    silent: &AtomicBool,
+    lost: &AtomicBool,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if !silent.load(Ordering::SeqCst) && to.write_all(&buffer[..read]).await.is_err() {
+        if silent.load(Ordering::SeqCst) {
+            lost.store(true, Ordering::SeqCst);
+        } else if lost.load(Ordering::SeqCst) || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
     }

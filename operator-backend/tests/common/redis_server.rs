@@ -1,17 +1,20 @@
 //! A redis-server of its own on a free port, which tests kill, stop and starve.
 
 use std::{
+    net::Ipv4Addr,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use super::{Directory, free_port, signal};
+use super::{Directory, free_port, namespace::Namespace, signal};
 
 pub(crate) struct RedisServer {
     process: Child,
     port: u16,
     settings: Vec<String>,
     directory: Directory,
+    /// Where it runs, if not beside the test.
+    namespace: Option<Namespace>,
 }
 
 impl RedisServer {
@@ -21,12 +24,30 @@ impl RedisServer {
 
     /// Starts Redis with further settings, as `--name value` pairs.
     pub(crate) fn with(settings: &[&str]) -> Self {
+        Self::begin(settings, None)
+    }
+
+    /// Starts Redis behind a line of its own, whose packets can be dropped.
+    pub(crate) fn behind_a_line() -> Self {
+        Self::begin(&["--protected-mode", "no"], Some(Namespace::new()))
+    }
+
+    fn begin(settings: &[&str], namespace: Option<Namespace>) -> Self {
         let (port, directory) = (free_port(), Directory::new());
         let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let process = spawn(port, &directory, &settings);
-        let server = Self { process, port, settings, directory };
+        let process = spawn(port, &directory, &settings, namespace.as_ref());
+        let server = Self { process, port, settings, directory, namespace };
         server.wait();
         server
+    }
+
+    pub(crate) fn host(&self) -> Ipv4Addr {
+        self.namespace.as_ref().map_or(Ipv4Addr::LOCALHOST, Namespace::address)
+    }
+
+    /// The line it is behind.
+    pub(crate) fn line(&self) -> &Namespace {
+        self.namespace.as_ref().unwrap()
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -49,7 +70,9 @@ impl RedisServer {
         if let Some(password) = password.and_then(|at| self.settings.get(at + 1)) {
             command.args(["--no-auth-warning", "-a", password]);
         }
-        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-n", "1"]).args(arguments);
+        command
+            .args(["-h", &self.host().to_string(), "-p", &self.port.to_string(), "-n", "1"])
+            .args(arguments);
         command
     }
 
@@ -61,8 +84,14 @@ impl RedisServer {
 
     /// Starts it again on the same port with what its directory holds.
     pub(crate) fn restart(&mut self) {
-        self.process = spawn(self.port, &self.directory, &self.settings);
+        self.process = spawn(self.port, &self.directory, &self.settings, self.namespace.as_ref());
         self.wait();
+    }
+
+    /// As [`Self::restart`], with further settings.
+    pub(crate) fn restart_with(&mut self, settings: &[&str]) {
+        self.settings.extend(settings.iter().map(|setting| (*setting).to_owned()));
+        self.restart();
     }
 
     pub(crate) fn freeze(&self) {
@@ -82,9 +111,12 @@ impl RedisServer {
     }
 }
 
-fn spawn(port: u16, directory: &Directory, settings: &[String]) -> Child {
-    Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+fn spawn(port: u16, directory: &Directory, settings: &[String], namespace: Option<&Namespace>) -> Child {
+    let command = namespace.map(|namespace| namespace.command("redis-server"));
+    let address = namespace.map_or(Ipv4Addr::LOCALHOST, Namespace::address);
+    command
+        .unwrap_or_else(|| Command::new("redis-server"))
+        .args(["--port", &port.to_string(), "--bind", &address.to_string(), "--save", ""])
         .arg("--dir")
         .arg(directory.path())
         .args(settings)
