@@ -12,10 +12,9 @@ use k8s_openapi::api::{
 use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams, PostParams},
-    core::ApiResource,
 };
 use serde_json::json;
-use vx11_tests::harness::{Sandbox, eventually, holds, owned, sandbox};
+use vx11_tests::harness::{eventually, holds, owned, sandbox};
 
 #[tokio::test]
 async fn each_owned_object_deleted_by_hand_comes_back_within_two_seconds() {

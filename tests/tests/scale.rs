@@ -79,7 +79,7 @@ async fn removed_empty(sandbox: &Sandbox) -> BTreeSet<String> {
     let mut removed = BTreeSet::new();
     for entry in journal(sandbox).await {
         let actions = entry["decision"]["actions"].as_array().unwrap();
-        for removal in actions.iter().flat_map(|action| action["removing"].as_array()).flatten() {
+        for removal in actions.iter().filter_map(|action| action["removing"].as_array()).flatten() {
             let name = removal["name"].as_str().unwrap();
             let instances = entry["observed"]["instances"].as_array().unwrap();
             let victim = instances.iter().find(|instance| instance["name"] == name).unwrap();

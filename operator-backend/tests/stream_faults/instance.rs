@@ -102,7 +102,7 @@ impl Logged {
     }
 
     /// Fails when a secret was logged, or nothing at all.
-    pub(crate) fn judge(self, secret: &str) {
+    pub(crate) fn judge(secret: &str) {
         let text = String::from_utf8(std::mem::take(&mut *LOGGED.lock().unwrap())).unwrap();
         assert!(text.contains("Redis"), "the instances logged nothing");
         assert_eq!(leaked(&text), None, "in the log");

@@ -339,5 +339,5 @@ async fn r6_no_client_ever_loses_an_accepted_event_silently_in_200_schedules_of_
         assert_eq!(caused.len(), FAULTS.len(), "every kind of fault was caused: {caused:?}");
     }
     println!("{caused:?}");
-    Logged.judge(TOKEN);
+    Logged::judge(TOKEN);
 }

@@ -11,7 +11,7 @@ use crate::{
         subscribers::{Command, Report as Delivered},
     },
     peers::{Kind, LOAD, Server, principal_header},
-    report::{Report, figure, machine, spread},
+    report::{Report, figure, machine, section, spread},
 };
 
 const KIB: f64 = 1024.0;
@@ -29,6 +29,8 @@ pub struct Options {
     #[arg(long, value_delimiter = ',')]
     only: Vec<Section>,
 }
+
+type Measure = fn(&Options, &mut Report);
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Section {
@@ -48,7 +50,7 @@ pub fn run(options: &Options) {
         options.rounds
     );
     let mut report = Report::default();
-    let sections: [(Section, fn(&Options, &mut Report)); 6] = [
+    let sections: [(Section, Measure); 6] = [
         (Section::FanOut, fan_out),
         (Section::Latency, latency),
         (Section::Memory, memory),
@@ -56,8 +58,8 @@ pub fn run(options: &Options) {
         (Section::Fleet, fleet),
         (Section::Soak, soak),
     ];
-    for (section, measure) in sections {
-        if options.only.is_empty() || options.only.contains(&section) {
+    for (name, measure) in sections {
+        if options.only.is_empty() || options.only.contains(&name) {
             measure(options, &mut report);
         }
     }
@@ -110,13 +112,13 @@ fn fan_out(options: &Options, report: &mut Report) {
             let (memory, cpu) = (server.memory(), server.cpu());
             connect(&mut load, &server, clients);
             let per_client = |bytes: u64| (bytes.saturating_sub(memory)) as f64 / clients as f64 / KIB;
-            result.cpu_per_connect.push(micros(server.cpu() - cpu) / clients as f64);
+            result.cpu_per_connect.push(micros(server.cpu().saturating_sub(cpu)) / clients as f64);
             result.idle.push(per_client(server.memory()));
             let warm_up = load.run(&Command::Publish { events: 2, rate: 0.0, filling: 0 });
             complete(&warm_up, clients, 2, kind.name());
             let cpu = server.cpu();
             let delivered = load.run(&Command::Publish { events, rate: 0.0, filling: 0 });
-            let cpu = server.cpu() - cpu;
+            let cpu = server.cpu().saturating_sub(cpu);
             complete(&delivered, clients, events, kind.name());
             let deliveries = (clients as u64 * events) as f64;
             result.cpu_per_event.push(micros(cpu) / deliveries);
@@ -129,7 +131,7 @@ fn fan_out(options: &Options, report: &mut Report) {
     let ratios = |of: &FanOut, to: &FanOut| -> Vec<f64> {
         of.cpu_per_event.iter().zip(&to.cpu_per_event).map(|(ours, theirs)| theirs / ours).collect()
     };
-    report.section("Fan-out to 10,000 subscribers on one core");
+    section("Fan-out to 10,000 subscribers on one core");
     for (kind, result) in kinds.iter().zip(&results) {
         let what = format!("CPU for each delivered event, {}", kind.name());
         report.note(&what, &format!("{} us", spread(&result.cpu_per_event).1));
@@ -149,7 +151,7 @@ fn fan_out(options: &Options, report: &mut Report) {
         &ratios(of(Kind::OursTwice), of(Kind::Ours)).iter().map(|ratio| 1.0 / ratio).collect::<Vec<_>>(),
     );
     report.at_most("CPU for an event with two workers to that with one", value, &shown, 1.15, "");
-    report.section("Connections, 10,000 on one core");
+    section("Connections, 10,000 on one core");
     for (kind, result) in kinds.iter().zip(&results) {
         report.note(
             &format!("CPU for each connect, {}", kind.name()),
@@ -194,7 +196,7 @@ fn latency(options: &Options, report: &mut Report) {
             results[which].push(delivered.latency);
         }
     }
-    report.section("500 subscribers at 20 events a second, publish to delivery");
+    section("500 subscribers at 20 events a second, publish to delivery");
     let p99 =
         |which: usize| -> Vec<f64> { results[which].iter().map(|latency| f64::from(latency.p99)).collect() };
     for (which, kind) in kinds.iter().enumerate() {
@@ -212,7 +214,7 @@ fn latency(options: &Options, report: &mut Report) {
 
 /// What a process with streams weighs, and what idle streams cost.
 fn memory(_: &Options, report: &mut Report) {
-    report.section("Memory and idleness");
+    section("Memory and idleness");
     let server = Server::with(Kind::Ours, &["--heartbeat", "300"]);
     let mut load = Server::subscribers(&[&server], 3);
     connect(&mut load, &server, 500);
@@ -234,12 +236,12 @@ fn memory(_: &Options, report: &mut Report) {
     sleep(Duration::from_secs(2));
     let (cpu, time) = (server.cpu(), Duration::from_secs(20));
     sleep(time);
-    let with_streams = micros(server.cpu() - cpu) / time.as_secs_f64();
+    let with_streams = micros(server.cpu().saturating_sub(cpu)) / time.as_secs_f64();
     load.run(&Command::Close);
     sleep(Duration::from_secs(3));
     let cpu = server.cpu();
     sleep(time);
-    let without = micros(server.cpu() - cpu) / time.as_secs_f64();
+    let without = micros(server.cpu().saturating_sub(cpu)) / time.as_secs_f64();
     let each = (with_streams - without) / 19_500.0;
     let shown = format!(
         "{} us a second ({} us with 19,500 streams, {} us with none)",
@@ -271,7 +273,7 @@ fn issuance(options: &Options, report: &mut Report) {
         no_op.push(
             ask(&server, "/nothing", &header, &[seconds.clone(), "--status=404".to_owned()]).per_second,
         );
-        ours.push(ask(&server, ISSUE, &header, &[seconds.clone()]).per_second);
+        ours.push(ask(&server, ISSUE, &header, std::slice::from_ref(&seconds)).per_second);
         at_rate.push(ask(&server, ISSUE, &header, &["--rate=5000".to_owned(), seconds.clone()]).latency);
         // A token that Redis does not know: its look-up is the whole check, and the connection is kept.
         let unknown = "/operator/api/events/stream?token=7b2c6e0e-4f3a-4c58-9a39-6c1f5b0d9e11";
@@ -279,13 +281,13 @@ fn issuance(options: &Options, report: &mut Report) {
         checks.push(ask(&server, unknown, "accept: */*", &asked).latency);
         drop(server);
         let server = Server::start(Kind::FastApi);
-        fast_api.push(ask(&server, ISSUE, &header, &[seconds.clone()]).per_second);
+        fast_api.push(ask(&server, ISSUE, &header, std::slice::from_ref(&seconds)).per_second);
     }
     let ratio = |of: &[f64], to: &[f64]| -> Vec<f64> { of.iter().zip(to).map(|(of, to)| of / to).collect() };
     let milliseconds = |latencies: &[load::Latency]| -> Vec<f64> {
         latencies.iter().map(|latency| f64::from(latency.p99) / 1000.0).collect()
     };
-    report.section("Tokens, one core, Redis on the other");
+    section("Tokens, one core, Redis on the other");
     report.note("Issued a second", &spread(&ours).1);
     report.note("Answers a second of the route that does nothing", &spread(&no_op).1);
     report.note("Issued a second by FastAPI with redis.asyncio", &spread(&fast_api).1);
@@ -316,7 +318,7 @@ fn fleet(_: &Options, report: &mut Report) {
     let open: usize = loads.iter_mut().map(|load| load.report().open).sum();
     let took = begun.elapsed().as_secs_f64();
     assert_eq!(open, 3 * EACH, "streams that opened");
-    report.section("Three instances on this machine");
+    section("Three instances on this machine");
     let shown = format!("{} s", figure(took));
     report.at_most(&format!("{open} streams connected"), took, &shown, 10.0, "s");
     for load in &mut loads {
@@ -351,7 +353,7 @@ fn signing_keys() -> String {
 
 /// A million connections, and a storm of clients that do not read.
 fn soak(_: &Options, report: &mut Report) {
-    report.section("Memory in the long run");
+    section("Memory in the long run");
     let server = Server::start(Kind::Ours);
     let mut load = Server::subscribers(&[&server], 30);
     let mut churn = |connections: usize| {

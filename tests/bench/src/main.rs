@@ -32,6 +32,6 @@ fn main() {
     match Arguments::parse().what {
         What::Backend(options) => backend::run(&options),
         What::Subscribers(options) => load::subscribers::run(options),
-        What::Requests(options) => load::requests::run(options),
+        What::Requests(options) => load::requests::run(&options),
     }
 }

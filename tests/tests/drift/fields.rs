@@ -89,7 +89,7 @@ fn others(value: &Value) -> Vec<Value> {
         Value::String(text) => {
             let known = match text.as_str() {
                 "TCP" => "UDP",
-                "IfNotPresent" => "Always",
+                "IfNotPresent" | "OnRootMismatch" => "Always",
                 "Prefix" => "Exact",
                 "None" => "ClientIP",
                 "Cluster" => "Local",
@@ -102,7 +102,6 @@ fn others(value: &Value) -> Vec<Value> {
                 "Egress" => "Ingress",
                 "HTTP" => "HTTPS",
                 "AlwaysAllow" => "IfHealthyBudget",
-                "OnRootMismatch" => "Always",
                 "RollingUpdate" => "OnDelete",
                 "metadata.name" => "metadata.namespace",
                 "RuntimeDefault" => "Unconfined",

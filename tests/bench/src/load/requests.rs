@@ -61,7 +61,7 @@ struct Connection {
 }
 
 /// Sends them and prints the report.
-pub fn run(options: Options) {
+pub fn run(options: &Options) {
     let mut poll = Poll::new().expect("a poll descriptor");
     let mut connections: Vec<Connection> = (0..options.connections)
         .map(|number| {

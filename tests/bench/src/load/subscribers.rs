@@ -204,7 +204,7 @@ impl Generator {
             missing: self.missing,
             doubled: self.doubled,
             broken: self.broken,
-            cpu_seconds: (crate::process::cpu(std::process::id()) - cpu).as_secs_f64(),
+            cpu_seconds: crate::process::cpu(std::process::id()).saturating_sub(cpu).as_secs_f64(),
             latency: Latency::of(&mut self.samples),
         }
     }
