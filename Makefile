@@ -56,6 +56,14 @@ fuzz: ## Fuzz every parser, 30 s each
 simulate: ## Replay the scaling traces in virtual time and check every invariant
 	$(CARGO) run -q --release -p vx11-controller -- simulate
 
+##@ Measure
+.PHONY: bench bench-backend bench-operator
+bench: bench-backend bench-operator ## Every figure of docs/benchmarks.md; wants an idle machine for an hour
+bench-backend: ## The backend beside a floor, nchan, axum and FastAPI
+	@tests/bench.sh backend
+bench-operator: ## The operator on the test cluster
+	@tests/bench.sh operator
+
 ##@ Work on it
 .PHONY: generate clean
 generate: ## Write the files derived from the API types: CRD, the chart's copy, docs/api.md

@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# Measures the product beside its peers and prints the figures: tests/bench.sh backend [OPTION…], for instance
+# Measures the product beside its peers and prints the figures: tests/bench.sh backend|operator [OPTION…], such as
 #   tests/bench.sh backend --only issuance --rounds 3
+# The operator is measured on the test cluster, which is brought up first.
 # shellcheck source=tests/cluster/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cluster/lib.sh"
 # shellcheck source=tests/cluster/prerequisites.sh
 . "$CLUSTER_DIR/prerequisites.sh"
 cd "$ROOT"
+if [ "${1:-}" = operator ]; then
+  tests/cluster/up.sh
+  tests/cluster/images.sh
+fi
 
 need nginx nginx
 need /usr/lib/nginx/modules/ngx_nchan_module.so libnginx-mod-nchan

@@ -3,7 +3,7 @@
 
 mod act;
 mod admin;
-mod observe;
+pub mod observe;
 
 use std::time::Duration;
 

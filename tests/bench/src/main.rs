@@ -1,8 +1,8 @@
-//! Measures the backend beside its peers, all in one run, and prints the figures as ratios. `make bench-backend` runs
-//! it; the load generators are this same program in processes of their own.
+//! Measures the backend and the operator beside their peers and floors, and prints the figures. `make bench` runs it; the load generators are this same program in processes of their own.
 
 mod backend;
 mod load;
+mod operator;
 mod peers;
 mod process;
 mod report;
@@ -20,6 +20,8 @@ struct Arguments {
 enum What {
     /// The backend: streams, tokens, memory, beside a floor, nchan, axum and FastAPI.
     Backend(backend::Options),
+    /// The operator on the test cluster: what it costs, how soon it acts, what streams feel of it.
+    Operator(operator::Options),
     /// Opens streams and checks what arrives; takes commands as JSON lines. Started by the others.
     #[command(hide = true)]
     Subscribers(load::subscribers::Options),
@@ -31,6 +33,7 @@ enum What {
 fn main() {
     match Arguments::parse().what {
         What::Backend(options) => backend::run(&options),
+        What::Operator(options) => operator::run(&options),
         What::Subscribers(options) => load::subscribers::run(options),
         What::Requests(options) => load::requests::run(&options),
     }

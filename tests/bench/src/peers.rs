@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -44,6 +44,7 @@ pub struct Server {
     pub kind: Kind,
     process: Child,
     port: u16,
+    admin: u16,
     redis: Option<Redis>,
     directory: PathBuf,
 }
@@ -88,7 +89,7 @@ impl Server {
     }
 
     fn beside(kind: Kind, flags: &[&str], redis: Option<Redis>) -> Self {
-        let port = free_port();
+        let (port, admin) = (free_port(), free_port());
         let directory = std::env::temp_dir().join(format!("vx11-bench-{}-{port}", std::process::id()));
         fs::create_dir_all(&directory).expect("a temporary directory");
         let cpus = if kind == Kind::OursTwice { "0,1" } else { SERVER };
@@ -114,14 +115,14 @@ impl Server {
                     .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/peers"))
                     .args(["--port", &port.to_string()]);
             }
-            _ => ours(&mut command, kind, port, flags),
+            _ => ours(&mut command, kind, (port, admin), flags),
         }
         if let Some(redis) = &redis {
             command.env("REDIS_HOST", "127.0.0.1").env("REDIS_PORT", redis.port.to_string());
         }
         command.env("VX11_PRINCIPAL_TOKEN", PRINCIPAL);
         let process = command.stdout(Stdio::null()).spawn().expect("taskset, from util-linux");
-        let server = Self { kind, process, port, redis, directory };
+        let server = Self { kind, process, port, admin, redis, directory };
         server.wait();
         server
     }
@@ -139,6 +140,11 @@ impl Server {
     /// The public port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The admin port of one of ours.
+    pub fn admin(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.admin))
     }
 
     /// The port of its Redis.
@@ -257,13 +263,13 @@ impl Drop for Redis {
     }
 }
 
-fn ours(command: &mut Command, kind: Kind, port: u16, flags: &[&str]) {
+fn ours(command: &mut Command, kind: Kind, (port, admin): (u16, u16), flags: &[&str]) {
     let workers = if kind == Kind::OursTwice { "2" } else { "1" };
     command.arg(beside("operator-backend")).args([
         "--listen",
         &format!("127.0.0.1:{port}"),
         "--admin-listen",
-        "127.0.0.1:0",
+        &format!("127.0.0.1:{admin}"),
         "--worker-threads",
         workers,
         "--max-clients",

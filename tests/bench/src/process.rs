@@ -7,7 +7,8 @@ pub fn cpu(process: u32) -> Duration {
     family(process).into_iter().map(cpu_of).sum()
 }
 
-fn cpu_of(process: u32) -> Duration {
+/// Processor time of a process without its children.
+pub fn cpu_of(process: u32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     let nanoseconds = threads.filter_map(|thread| {
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;

@@ -108,6 +108,7 @@ struct Log {
     refusals: Vec<String>,
     last: Option<Instant>,
     longest_silence: Duration,
+    longest_silence_beyond_retry: Duration,
 }
 
 /// A client that reconnects after every end with its last cursor, as browsers do.
@@ -164,6 +165,12 @@ impl Follower {
     pub fn longest_silence(&self) -> Duration {
         self.log.lock().unwrap().longest_silence
     }
+
+    /// Longest time between two things on the stream beyond the `retry:` that held then.
+    #[must_use]
+    pub fn longest_silence_beyond_retry(&self) -> Duration {
+        self.log.lock().unwrap().longest_silence_beyond_retry
+    }
 }
 
 impl Drop for Follower {
@@ -184,7 +191,10 @@ async fn follow(route: Route, token: String, log: Arc<Mutex<Log>>) {
                     let mut log = log.lock().unwrap();
                     let now = Instant::now();
                     if let Some(last) = log.last.replace(now) {
-                        log.longest_silence = log.longest_silence.max(now - last);
+                        let silence = now - last;
+                        log.longest_silence = log.longest_silence.max(silence);
+                        log.longest_silence_beyond_retry =
+                            log.longest_silence_beyond_retry.max(silence.saturating_sub(retry));
                     }
                     if let Some(milliseconds) = event.retry {
                         retry = Duration::from_millis(milliseconds);

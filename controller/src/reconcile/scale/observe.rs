@@ -25,9 +25,9 @@ use crate::{
 };
 
 /// Instances asked at a time: each is an open connection of the controller.
-const CONCURRENCY: usize = 256;
+pub const CONCURRENCY: usize = 256;
 /// For the whole look, however many instances are silent: well below the time between two looks.
-const LOOK_DEADLINE: Duration = Duration::from_secs(2);
+pub const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What was seen in one look.
 #[derive(Clone, Debug, Default)]
@@ -101,18 +101,20 @@ fn instance(name: &str, pod: &PodFacts, answered: bool, load: Observed<Reading>)
 }
 
 /// One instance to ask.
-#[derive(Clone, Copy)]
-struct Asked {
-    address: Option<SocketAddr>,
-    max_streams: u64,
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// Its admin port, once its pod has an address.
+    pub address: Option<SocketAddr>,
+    /// The limit of streams that its pod was made with; 0 is none.
+    pub max_streams: u64,
 }
 
 /// An answer and when it arrived, or why there is none.
-type Told = Result<(Answer, Moment), String>;
+pub type Told = Result<(Answer, Moment), String>;
 
 /// Asks every instance, `at_a_time` of them at once, and returns what they told in the same order. Those that have not
 /// answered by the `deadline` did not answer.
-async fn ask_all(asked: Vec<Asked>, at_a_time: usize, deadline: Duration) -> Vec<Told> {
+pub async fn ask_all(asked: Vec<Asked>, at_a_time: usize, deadline: Duration) -> Vec<Told> {
     let late = || Err(format!("no answer within the {} s of a look", deadline.as_secs()));
     let mut told: Vec<Told> = asked.iter().map(|_| late()).collect();
     let mut answers = stream::iter(asked.into_iter().enumerate())
