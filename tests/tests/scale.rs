@@ -26,7 +26,7 @@ use vx11_crds::status::ScalingStatus;
 use vx11_tests::harness::{EVENTS, Follower, Instance, Route, Sandbox, eventually};
 
 /// For pods to start, streams to come back and windows to pass, on two shared cores.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_mins(4);
 
 /// A cluster of small instances: the same formula, fewer streams. `autoscaling` is YAML of that section.
 fn small(instances: i32, autoscaling: &str) -> String {

@@ -33,7 +33,7 @@ pub(super) const OURS: &str = "vx11.test/sandbox";
 /// Label by which Kubernetes refuses pods that ask for too much.
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
 /// How long a cluster may take to become what it should be.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(4);
 
 /// A namespace of its own, and what tests do there.
 #[derive(Clone)]
