@@ -112,12 +112,11 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
     let validated = validate(cluster, &referenced, &context.defaults);
     let now = Timestamp::now();
     let previous = context.latest_status(&key, cluster);
-    let scaled = match &validated {
-        Ok(validated) => Some(scale(context, &key, validated, &previous, now.into()).await?),
-        Err(_) => {
-            context.metrics.remove_figures(&key);
-            None
-        }
+    let scaled = if let Ok(validated) = &validated {
+        Some(scale(context, &key, validated, &previous, now.into()).await?)
+    } else {
+        context.metrics.remove_figures(&key);
+        None
     };
     let applied = match (&validated, &scaled) {
         (Ok(validated), Some(scaled)) if !validated.paused => {

@@ -111,7 +111,9 @@ async fn write(
     entries: &[Entry],
 ) -> Result<(), ApplyError> {
     let (present, mut journal) = read(context, key, identity).await?;
-    entries.iter().for_each(|entry| journal.record(entry.clone()));
+    for entry in entries {
+        journal.record(entry.clone());
+    }
     let name = names::scaling(&key.name);
     let mut body = json!({
         "apiVersion": "v1",
