@@ -31,8 +31,15 @@ done < <(sed '/^mod tests/,$d' "$code" | grep -oE '"vx11_[a-z_]+"' | tr -d '"' |
 while read -r metric; do
   name=${metric%_total}
   own=${name#vx11_controller_} # the registry adds the prefix, and the unit
-  grep -q "\"$name\"" "$code" || grep -q "\"${own%_seconds}\"" controller/src/telemetry.rs || problem "$monitoring has the metric $metric, which does not exist"
+  grep -q "\"$name\"" "$code" || grep -q "\"${own%_seconds}\"" controller/src/telemetry.rs controller/src/telemetry/*.rs || problem "$monitoring has the metric $metric, which does not exist"
 done < <(grep -oE '`vx11_[a-z_]+' "$monitoring" | tr -d '`' | grep -v '^vx11_cluster$' | sort -u)
+# Metrics of the controller: each one that is registered is in the page.
+while read -r metric; do
+  grep -qE "\`vx11_controller_$metric(_seconds|_total)?[\`{]" "$monitoring" || problem "$monitoring lacks the metric vx11_controller_$metric"
+done < <(
+  sed '/^mod tests/,$d' controller/src/telemetry.rs | tr -d '\n' | grep -oE 'register(_with_unit)?\( *"[a-z_]+"' | grep -oE '"[a-z_]+"' | tr -d '"'
+  grep -oE '"cluster_[a-z_]+"' controller/src/telemetry/clusters.rs | tr -d '"'
+)
 
 # Dependencies: each one has its reason.
 while read -r dependency; do

@@ -24,6 +24,15 @@ pub struct ClusterKey {
 }
 
 impl ClusterKey {
+    /// The coordinates of a cluster.
+    #[must_use]
+    pub fn of(cluster: &VX11Cluster) -> Self {
+        Self {
+            namespace: cluster.metadata.namespace.clone().unwrap_or_default(),
+            name: cluster.metadata.name.clone().unwrap_or_default(),
+        }
+    }
+
     /// The cluster that an object belongs to: its owner, which nobody edits by accident, or else by its label
     /// (a pod is owned by what the cluster owns).
     #[must_use]
@@ -287,6 +296,14 @@ impl Cache {
                 }
             }
         }
+    }
+
+    /// Whether a watch sees the object.
+    #[must_use]
+    pub fn sees(&self, cluster: &ClusterKey, kind: Kind, name: &str) -> bool {
+        let knowledge = self.lock();
+        let entry = knowledge.clusters.get(cluster).and_then(|entries| entries.get(&(kind, name.to_owned())));
+        entry.is_some_and(|entry| entry.seen.is_some())
     }
 
     /// The objects of a cluster that the watches see.

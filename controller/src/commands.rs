@@ -170,9 +170,10 @@ pub async fn run_why(arguments: &WhyArgs) -> Result<ExitCode, CommandError> {
         .and_then(|map| map.data)
         .and_then(|mut data| data.remove(JOURNAL_KEY))
         .ok_or_else(|| CommandError::NothingDecided(arguments.cluster.clone()))?;
+    let journal = parse_journal(&arguments.cluster, &json)?;
     match arguments.output {
         Output::Json => print(&format!("{json}\n"))?,
-        Output::Table => print(&parse_journal(&arguments.cluster, &json)?.tell())?,
+        Output::Table => print(&journal.tell())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -248,6 +249,10 @@ fn read(path: &Path) -> Result<String, CommandError> {
     Ok(text)
 }
 
+/// Prints, and is content when the reader has seen enough.
 fn print(text: &str) -> Result<(), CommandError> {
-    Ok(io::stdout().lock().write_all(text.as_bytes())?)
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }

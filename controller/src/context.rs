@@ -143,6 +143,7 @@ impl Context {
         self.cache.forget(cluster);
         self.reset_pause(cluster);
         self.memories.forget(cluster);
+        self.metrics.remove_figures(cluster);
         self.statuses.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
     }
 }

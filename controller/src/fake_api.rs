@@ -14,6 +14,7 @@ use axum::{
     http::{Method, StatusCode},
     response::{IntoResponse, Response},
 };
+use k8s_openapi::ByteString;
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
@@ -24,6 +25,8 @@ pub enum Fault {
     Refuse(u16, &'static str),
     /// It is never answered.
     Hang,
+    /// Somebody else removes the object just before it is served.
+    Remove,
 }
 
 /// One request that arrived.
@@ -90,6 +93,22 @@ impl FakeApi {
         found.map(|(_, object)| object.clone())
     }
 
+    /// Every object under a path.
+    pub fn objects(&self, path_start: &str) -> Vec<Value> {
+        let server = self.server.lock().unwrap();
+        server
+            .objects
+            .iter()
+            .filter(|(path, _)| path.starts_with(path_start))
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    /// Removes an object, as somebody else.
+    pub fn remove(&self, path: &str) -> Option<Value> {
+        self.server.lock().unwrap().objects.remove(path)
+    }
+
     /// Puts an object there or changes it, as somebody else.
     pub fn merge(&self, path: &str, change: &Value) {
         let mut server = self.server.lock().unwrap();
@@ -103,7 +122,23 @@ impl Server {
             json!({"metadata": {"uid": format!("uid-{}", self.version), "creationTimestamp": "2026-01-01T00:00:00Z"}})
         });
         merge(&mut object, change);
+        // What is written as text is stored as bytes.
+        if let Some(text) = object.as_object_mut().and_then(|object| object.remove("stringData")) {
+            let text: BTreeMap<String, String> = serde_json::from_value(text).unwrap();
+            let bytes: BTreeMap<String, ByteString> =
+                text.into_iter().map(|(key, value)| (key, ByteString(value.into_bytes()))).collect();
+            merge(&mut object["data"], &serde_json::to_value(bytes).unwrap());
+        }
         self.replace(path, &object)
+    }
+
+    /// Whether a write is meant for another object than the one that is there, if any is.
+    fn is_another(&self, path: &str, change: &Value) -> bool {
+        let metadata = |object: &Value, field: &str| object["metadata"].get(field).cloned();
+        let present = |field| self.objects.get(path).and_then(|object| metadata(object, field));
+        ["uid", "resourceVersion"]
+            .iter()
+            .any(|field| metadata(change, field).is_some_and(|meant| Some(meant) != present(field)))
     }
 
     fn replace(&mut self, path: &str, object: &Value) -> Value {
@@ -176,6 +211,7 @@ async fn serve(State(server): State<Arc<Mutex<Server>>>, request: Request) -> Re
     match fault {
         Some(Fault::Refuse(code, message)) => return refusal(code, message),
         Some(Fault::Hang) => std::future::pending::<()>().await,
+        Some(Fault::Remove) => drop(server.lock().unwrap().objects.remove(&path)),
         None => {}
     }
     let mut server = server.lock().unwrap();
@@ -198,7 +234,11 @@ async fn serve(State(server): State<Arc<Mutex<Server>>>, request: Request) -> Re
                 Value::Array(operations) => edited(&server.objects[&path], &operations),
                 change => change,
             };
-            server.write(&path, &change).to_string().into_response()
+            let path = path.trim_end_matches("/status");
+            if server.is_another(path, &change) {
+                return refusal(409, "the object has been modified");
+            }
+            server.write(path, &change).to_string().into_response()
         }
         Method::PUT => {
             let object: Value = serde_json::from_slice(&body).unwrap();

@@ -4,6 +4,7 @@ pub mod apply;
 pub mod build;
 pub mod dereference;
 pub mod inspect;
+mod journal;
 mod look;
 pub mod scale;
 pub mod summary;
@@ -16,7 +17,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use kube::runtime::controller::Action;
+use kube::runtime::{controller::Action, reflector::ObjectRef};
 use thiserror::Error;
 use vx11_crds::VX11Cluster;
 
@@ -87,6 +88,10 @@ pub async fn reconcile(cluster: Arc<VX11Cluster>, context: Arc<Context>) -> Resu
     let result = Box::pin(reconcile_once(&cluster, &context)).await;
     let outcome = result.as_ref().map_or_else(ReconcileError::reason, |_| "ok");
     context.metrics.reconciled(outcome, started.elapsed());
+    if context.store.get(&ObjectRef::from_obj(cluster.as_ref())).is_none() {
+        // It went meanwhile, and with it what was known of it; what this reconcile has put back since goes too.
+        context.forget(&ClusterKey::of(&cluster));
+    }
     match result {
         // Nothing is wrong and nothing can be done.
         Err(ReconcileError::Client(ClientError::NamespaceEnds(_))) => Ok(Action::requeue(NAMESPACE_ENDS)),
@@ -95,26 +100,35 @@ pub async fn reconcile(cluster: Arc<VX11Cluster>, context: Arc<Context>) -> Resu
 }
 
 async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Action, ReconcileError> {
+    let key = ClusterKey::of(cluster);
     if cluster.metadata.deletion_timestamp.is_some() {
         // The children go by owner reference; writing now would only bring them back.
+        context.metrics.remove_figures(&key);
         return Ok(Action::await_change());
     }
-    let identity = validate::identify(cluster)?;
-    let key = ClusterKey { namespace: identity.namespace, name: identity.name };
+    validate::identify(cluster)?;
 
     let referenced = dereference(context, &key, cluster).await?;
     let validated = validate(cluster, &referenced, &context.defaults);
     let now = Timestamp::now();
     let previous = context.latest_status(&key, cluster);
-    let scaled = match &validated {
-        Ok(validated) => Some(scale(context, &key, validated, &previous, now.into()).await?),
-        Err(_) => None,
+    let scaled = if let Ok(validated) = &validated {
+        Some(scale(context, &key, validated, &previous, now.into()).await?)
+    } else {
+        context.metrics.remove_figures(&key);
+        None
     };
     let applied = match (&validated, &scaled) {
         (Ok(validated), Some(scaled)) if !validated.paused => {
             Box::pin(apply(context, &key, build(validated, scaled.count()))).await?
         }
         _ => Applied::default(),
+    };
+    let unrecorded = match (&validated, &scaled) {
+        (Ok(validated), Some(scaled)) if applied.counted => {
+            journal::record(context, &key, cluster, &validated.identity, scaled).await
+        }
+        _ => None,
     };
     let inspected = inspect(context, &key, now).await?;
     let summary = summarise(&Findings {
@@ -126,7 +140,7 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
         failures: applied.failures.iter().filter_map(|failure| failure.trouble.clone()).collect(),
         inspected: &inspected,
         scaling: scaled.as_ref().map(|scaled| &scaled.report),
-        scaling_news: scaled.as_ref().and_then(|scaled| scaled.news.clone()),
+        unrecorded,
         now,
     });
     let settled = summary.settled;
@@ -154,16 +168,13 @@ fn next_look(cluster: &VX11Cluster, applied: &Applied, settled: bool, scaled: Op
         // Spread, so that clusters that were created together are not looked at together for ever.
         (false, true) => polled.mul_f64(1.0 - 0.2 * rand::random::<f64>()),
     };
-    Action::requeue(scaled.map_or(pause, |scaled| pause.min(scaled.next_look)))
+    Action::requeue(scaled.map_or(pause, |scaled| pause.min(scaled.next_look())))
 }
 
 /// What happens after a failed reconcile: a pause of the cluster's own, which grows.
 #[must_use]
 pub fn after_error(cluster: &VX11Cluster, error: &ReconcileError, context: &Context) -> Action {
-    let key = ClusterKey {
-        namespace: cluster.metadata.namespace.clone().unwrap_or_default(),
-        name: cluster.metadata.name.clone().unwrap_or_default(),
-    };
+    let key = ClusterKey::of(cluster);
     let pause = context.next_pause(&key);
     tracing::warn!(
         namespace = key.namespace,
@@ -175,3 +186,6 @@ pub fn after_error(cluster: &VX11Cluster, error: &ReconcileError, context: &Cont
     );
     Action::requeue(pause)
 }
+
+#[cfg(test)]
+mod tests;

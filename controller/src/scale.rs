@@ -4,6 +4,7 @@ pub mod capacity;
 pub mod decide;
 pub mod decision;
 pub mod drain;
+pub mod figures;
 pub mod history;
 pub mod journal;
 pub mod marks;

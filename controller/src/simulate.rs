@@ -5,13 +5,21 @@
     reason = "indices come from the simulation itself, never from input; a wrong one must stop it loudly"
 )]
 
+mod judge;
 pub mod picture;
 pub mod random;
 pub mod run;
+mod setting;
 pub mod trace;
 pub mod world;
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    num::NonZeroUsize,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
 
 use self::trace::Trace;
 
@@ -30,21 +38,60 @@ pub struct Summary {
     pub violations: Vec<String>,
 }
 
-/// Runs seeds `first` to `first + seeds - 1`, the traces in turn.
+/// Runs seeds `first` to `first + seeds - 1` on every core; a seed is always the same run.
 #[must_use]
 pub fn simulate(first: u64, seeds: u64) -> Summary {
+    let (next, last) = (AtomicU64::new(first), first.saturating_add(seeds));
+    let work = || {
+        let mut part = Summary::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= last {
+                return part;
+            }
+            part.add(seed, &run::run(trace_of(seed), seed));
+        }
+    };
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let mut summary = Summary::default();
-    for (seed, trace) in (first..first.saturating_add(seeds)).zip(Trace::ALL.into_iter().cycle()) {
-        let run = run::run(trace, seed);
-        summary.runs += 1;
-        summary.decisions += run.decisions;
-        summary.removed += run.removed;
-        summary.cancelled += run.cancelled;
-        summary.violations.extend(
-            run.violations.iter().map(|violation| format!("trace {} seed {seed}: {violation}", trace.name())),
-        );
-    }
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            match worker.join() {
+                Ok(part) => summary.merge(part),
+                // A panic in a run is a broken promise of the worst kind: it must not end as a good result.
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+    });
+    summary.violations.sort();
     summary
+}
+
+/// The trace of a seed: each in turn.
+fn trace_of(seed: u64) -> Trace {
+    let index = usize::try_from(seed % (Trace::ALL.len() as u64)).unwrap_or(0);
+    Trace::ALL[index]
+}
+
+impl Summary {
+    fn add(&mut self, seed: u64, run: &run::Run) {
+        self.runs += 1;
+        self.decisions += run.decisions;
+        self.removed += run.removed;
+        self.cancelled += run.cancelled;
+        let trace = trace_of(seed).name();
+        let told = run.violations.iter().map(|violation| format!("seed {seed:>6} ({trace}) {violation}"));
+        self.violations.extend(told);
+    }
+
+    fn merge(&mut self, part: Self) {
+        self.runs += part.runs;
+        self.decisions += part.decisions;
+        self.removed += part.removed;
+        self.cancelled += part.cancelled;
+        self.violations.extend(part.violations);
+    }
 }
 
 /// Writes the picture of every trace into `folder`.

@@ -1,5 +1,7 @@
 //! Logs as JSON lines and metrics for Prometheus. Every label comes from a closed set.
 
+mod clusters;
+
 use std::time::Duration;
 
 use prometheus_client::{
@@ -9,7 +11,12 @@ use prometheus_client::{
 };
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{kinds::Kind, scale::decision::Reason};
+use self::clusters::Clusters;
+use crate::{
+    cache::ClusterKey,
+    kinds::Kind,
+    scale::{decision::Reason, figures::Figures},
+};
 
 /// Starts logging. A filter that does not parse falls back to `info` and says so.
 pub fn start_logging(filter: &str) {
@@ -68,9 +75,11 @@ pub struct Metrics {
     observe_duration: Histogram,
     decisions: Family<Labels<1>, Counter>,
     instance_refusals: Counter,
+    journal_failures: Counter,
     leader: Gauge,
     clusters: Gauge,
     ready: Gauge,
+    figures: Clusters,
 }
 
 impl Default for Metrics {
@@ -95,6 +104,7 @@ impl Metrics {
         let observe_duration = Histogram::new([0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0]);
         let decisions = Family::default();
         let instance_refusals = Counter::default();
+        let journal_failures = Counter::default();
         let leader = Gauge::default();
         let clusters = Gauge::default();
         let ready = Gauge::default();
@@ -137,9 +147,16 @@ impl Metrics {
             "Orders (drain, serve again, shed) that an instance did not follow",
             instance_refusals.clone(),
         );
+        registry.register(
+            "journal_failures",
+            "Attempts to write a journal of decisions that failed; each is repeated",
+            journal_failures.clone(),
+        );
         registry.register("leader", "1 while this process holds the lease", leader.clone());
         registry.register("clusters", "VX11Clusters that this process looks after", clusters.clone());
         registry.register("clusters_ready", "Of those, the ones that are Ready", ready.clone());
+        let figures = Clusters::default();
+        registry.register_collector(Box::new(figures.clone()));
         Self {
             registry,
             reconcile_duration,
@@ -151,9 +168,11 @@ impl Metrics {
             observe_duration,
             decisions,
             instance_refusals,
+            journal_failures,
             leader,
             clusters,
             ready,
+            figures,
         }
     }
 
@@ -202,15 +221,34 @@ impl Metrics {
         self.instance_refusals.inc();
     }
 
+    /// A journal could not be written.
+    pub fn could_not_record(&self) {
+        self.journal_failures.inc();
+    }
+
     /// This process leads, or no longer.
     pub fn set_leader(&self, leads: bool) {
         self.leader.set(i64::from(leads));
+        if !leads {
+            self.set_clusters(0, 0);
+            self.figures.clear();
+        }
     }
 
     /// How many clusters there are, and how many are ready.
     pub fn set_clusters(&self, all: usize, ready: usize) {
         self.clusters.set(i64::try_from(all).unwrap_or(i64::MAX));
         self.ready.set(i64::try_from(ready).unwrap_or(i64::MAX));
+    }
+
+    /// The load and the count of a cluster were looked at.
+    pub fn set_figures(&self, cluster: &ClusterKey, figures: Figures) {
+        self.figures.set(cluster, figures);
+    }
+
+    /// A cluster is gone, or cannot be looked at.
+    pub fn remove_figures(&self, cluster: &ClusterKey) {
+        self.figures.remove(cluster);
     }
 
     /// The text that Prometheus scrapes.
@@ -227,6 +265,61 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scale::{
+        decide::decide,
+        history::History,
+        journal::Entry,
+        observation::{Instance, Moment, Observation, Observed},
+        policy::Policy,
+    };
+
+    #[test]
+    fn the_gauges_of_a_cluster_come_with_its_first_look_and_go_with_it() {
+        let mut silent = Instance::serving("b", 0, 0);
+        silent.load = Observed::Missing { reason: "no answer within 1 s".to_owned() };
+        let starting =
+            Instance { ready: false, answered: false, load: silent.load.clone(), ..silent.clone() };
+        let observed = Observation {
+            replicas: 3,
+            instances: vec![Instance::serving("a", 700, 12), silent, starting],
+            ..Observation::default()
+        };
+        let (policy, mut history) = (Policy::default(), History::default());
+        (0..=300).step_by(5).for_each(|second| history.record(Moment(second * 1000), 1, 300_000));
+        let decision = decide(&policy, &observed, &history, Moment(300_000));
+        let entry = Entry { policy, observed, history, decision };
+        let metrics = Metrics::new();
+        let key = ClusterKey { namespace: "simple-namespace".to_owned(), name: "simple-cluster".to_owned() };
+        metrics.set_figures(&key, Figures::of(&entry));
+        let text = metrics.render().unwrap();
+        let labels = "namespace=\"simple-namespace\",cluster=\"simple-cluster\"";
+        for (name, more, value) in [
+            ("clients", "", 700),
+            ("issuances_per_second", "", 12),
+            ("capacity_clients", "", 950),
+            ("capacity_issuances_per_second", "", 1900),
+            ("utilization_percent", "", 74),
+            ("needed_instances", "", 2),
+            ("desired_instances", "", 3),
+            ("silent_instances", "", 1),
+            ("limited", "", 0),
+            ("instances", ",state=\"ready\"", 2),
+            ("instances", ",state=\"starting\"", 1),
+            ("instances", ",state=\"draining\"", 0),
+            ("instances", ",state=\"terminating\"", 0),
+            ("blocked", ",reason=\"MetricsMissing\"", 1),
+            ("blocked", ",reason=\"InstancesStarting\"", 1),
+            ("blocked", ",reason=\"DrainBudget\"", 0),
+        ] {
+            let line = format!("vx11_controller_cluster_{name}{{{labels}{more}}} {value}\n");
+            assert!(text.contains(&line), "{line} is missing in\n{text}");
+        }
+        metrics.remove_figures(&key);
+        assert!(!metrics.render().unwrap().contains("simple-cluster"));
+        metrics.set_figures(&key, Figures::of(&entry));
+        metrics.set_leader(false);
+        assert!(!metrics.render().unwrap().contains("simple-cluster"), "another replica looks after it");
+    }
 
     #[test]
     fn the_families_have_the_names_that_the_documentation_gives() {

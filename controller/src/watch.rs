@@ -269,13 +269,6 @@ impl SharedWriter {
     }
 }
 
-fn key_of(cluster: &VX11Cluster) -> ClusterKey {
-    ClusterKey {
-        namespace: cluster.metadata.namespace.clone().unwrap_or_default(),
-        name: cluster.metadata.name.clone().unwrap_or_default(),
-    }
-}
-
 async fn take_cluster_event(
     watch: &Watch,
     writer: &SharedWriter,
@@ -292,17 +285,17 @@ async fn take_cluster_event(
         Event::Init => (Event::Init, None),
         Event::InitDone => (Event::InitDone, None),
         Event::InitApply(DeserializeGuard(Ok(cluster))) => {
-            let key = key_of(&cluster);
+            let key = ClusterKey::of(&cluster);
             (Event::InitApply(slim(cluster)), Some(key))
         }
         Event::Apply(DeserializeGuard(Ok(cluster))) => {
-            let key = key_of(&cluster);
+            let key = ClusterKey::of(&cluster);
             (Event::Apply(slim(cluster)), Some(key))
         }
         Event::Delete(DeserializeGuard(Ok(cluster))) => (Event::Delete(cluster), None),
     };
     for gone in writer.take(namespace, event) {
-        watch.context.forget(&key_of(&gone));
+        watch.context.forget(&ClusterKey::of(&gone));
     }
     if let Some(key) = key {
         watch.request(&key);

@@ -12,7 +12,8 @@ use futures::future::join_all;
 use kube::api::{DynamicObject, PropagationPolicy};
 use serde_json::{Value, json};
 
-use self::wish::{ApplyError, Wish, explain};
+use self::wish::Wish;
+pub(super) use self::wish::{ApplyError, explain};
 use super::build::{Prepared, PreparedIngress, PreparedRedis};
 use crate::{
     cache::{Child, ClusterKey},
@@ -35,6 +36,8 @@ pub struct Applied {
     pub failures: Vec<Failure>,
     /// Something is on its way (an object that must go before its successor comes): look again soon.
     pub waiting: bool,
+    /// The Deployment has the count that was decided.
+    pub counted: bool,
 }
 
 /// Why an object could not be applied.
@@ -49,11 +52,14 @@ pub struct Failure {
 }
 
 /// What became of one object.
+#[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     /// It is as wished.
     Settled,
     /// It must go first.
     Waiting,
+    /// It was there when the pass began, and cannot be made anew by this pass.
+    Vanished,
 }
 
 /// Applies everything, in the order in which the parts need each other.
@@ -85,7 +91,7 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
     for ((wish, _), outcome) in secrets.iter().zip(made) {
         report.add(wish, outcome)?;
     }
-    if !report.applied.failures.is_empty() {
+    if report.vanished || !report.applied.failures.is_empty() {
         return Ok(report.applied);
     }
 
@@ -109,6 +115,7 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
     }
     let instances = Wish::new(Kind::Deployment, &backend_deployment)?;
     let outcome = pass.ensure_deployment(&instances, &count).await;
+    report.applied.counted = matches!(outcome, Ok(Outcome::Settled));
     report.add(&instances, outcome)?;
 
     if let Some(budget) = backend_budget {
@@ -130,6 +137,7 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
 #[derive(Default)]
 struct Report {
     applied: Applied,
+    vanished: bool,
     wanted: BTreeSet<(Kind, String)>,
 }
 
@@ -148,6 +156,10 @@ impl Report {
         match outcome {
             Ok(Outcome::Settled) => {}
             Ok(Outcome::Waiting) => self.applied.waiting = true,
+            Ok(Outcome::Vanished) => {
+                self.vanished = true;
+                self.applied.waiting = true;
+            }
             Err(ApplyError::Client(error @ (ClientError::NotLeader | ClientError::NamespaceEnds(_)))) => {
                 return Err(error);
             }
@@ -186,17 +198,21 @@ impl Pass<'_> {
         if self.agrees(wish, &wish.fingerprint) {
             return Ok(Outcome::Settled);
         }
-        match self.read(wish.kind, &wish.name).await? {
-            None => {
-                let created = self.write(wish, &wish.body).await?;
-                self.learn(wish.kind, created, Some(wish.fingerprint.clone()));
-            }
-            Some(live) if live.metadata.deletion_timestamp.is_some() => return Ok(Outcome::Waiting),
-            Some(live) => {
-                let live = self.correct(wish, live).await?;
-                self.learn(wish.kind, live, Some(wish.fingerprint.clone()));
-            }
+        let Some(live) = self.read(wish.kind, &wish.name).await? else {
+            let created = self.write(wish, &wish.body).await?;
+            self.learn(wish.kind, created, Some(wish.fingerprint.clone()));
+            return Ok(Outcome::Settled);
+        };
+        self.ensure_live(wish, live).await
+    }
+
+    /// Brings an object that exists to its wish.
+    async fn ensure_live(self, wish: &Wish, live: DynamicObject) -> Result<Outcome, ApplyError> {
+        if live.metadata.deletion_timestamp.is_some() {
+            return Ok(Outcome::Waiting);
         }
+        let live = self.correct(wish, live).await?;
+        self.learn(wish.kind, live, Some(wish.fingerprint.clone()));
         Ok(Outcome::Settled)
     }
 
@@ -220,10 +236,15 @@ impl Pass<'_> {
                 "somebody changed an owned object; putting it back"
             );
         }
-        let written = match self.write(wish, &wish.body).await {
+        let mut body = wish.body.clone();
+        if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) {
+            // This very object: one that is gone by now is refused, where an apply would make an empty successor.
+            metadata.insert("uid".to_owned(), json!(live.metadata.uid));
+        }
+        let written = match self.write(wish, &body).await {
             Err(ApplyError::Client(error)) if error.code() == Some(422) => {
                 self.unseat(wish, &content).await?.ok_or(error)?;
-                self.write(wish, &wish.body).await?
+                self.write(wish, &body).await?
             }
             other => other?,
         };
@@ -263,7 +284,15 @@ impl Pass<'_> {
         create_with: Option<&crate::cluster::GeneratedData>,
     ) -> Result<Outcome, ApplyError> {
         let Some(data) = create_with else {
-            return self.ensure(wish).await;
+            if self.agrees(wish, &wish.fingerprint) {
+                return Ok(Outcome::Settled);
+            }
+            let Some(live) = self.read(wish.kind, &wish.name).await? else {
+                // Deleted since its content was read. An apply would make it anew without any; the next pass draws.
+                self.context.cache.doubt(self.key, wish.kind, &wish.name);
+                return Ok(Outcome::Vanished);
+            };
+            return self.ensure_live(wish, live).await;
         };
         let mut body = wish.body.clone();
         if let Some(body) = body.as_object_mut() {
@@ -377,43 +406,9 @@ impl Pass<'_> {
     /// Reads an object and makes sure that it may be written.
     async fn read(self, kind: Kind, name: &str) -> Result<Option<DynamicObject>, ApplyError> {
         let live = self.context.client.get(kind, &self.identity.namespace, name).await?;
-        if let Some(live) = &live {
-            self.check_owner(kind, name, live)?;
-        }
-        Ok(live)
-    }
-
-    /// An object of somebody else is never taken over. One without an owner is, if it carries our labels:
-    /// it was ours and was orphaned.
-    fn check_owner(self, kind: Kind, name: &str, live: &DynamicObject) -> Result<(), ApplyError> {
-        let owner =
-            live.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-        let labelled = || {
-            let labels = live.metadata.labels.as_ref();
-            let is = |key: &str, value: &str| {
-                labels.and_then(|labels| labels.get(key)).map(String::as_str) == Some(value)
-            };
-            is(names::MANAGED_BY, names::MANAGED_BY_VALUE) && is(names::INSTANCE, &self.identity.name)
-        };
-        match owner {
-            Some(owner) if owner.uid == self.identity.uid => Ok(()),
-            None if labelled() => Ok(()),
-            Some(owner) => Err(ApplyError::Refused(
-                format!(
-                    "{} {name} belongs to {} {}; delete it, or give this cluster another name",
-                    kind.as_str(),
-                    owner.kind,
-                    owner.name
-                ),
-                "NameTaken",
-            )),
-            None => Err(ApplyError::Refused(
-                format!(
-                    "{} {name} exists and is not this cluster's; delete it, or give this cluster another name",
-                    kind.as_str()
-                ),
-                "NameTaken",
-            )),
+        match live.as_ref().and_then(|live| foreign_owner(self.identity, kind, name, live)) {
+            Some(refusal) => Err(refusal),
+            None => Ok(live),
         }
     }
 
@@ -422,6 +417,32 @@ impl Pass<'_> {
         let client = &self.context.client;
         Ok(client.apply(wish.kind, namespace, &wish.name, Manager::Objects, body).await?)
     }
+}
+
+/// An object of somebody else is never taken over. One without an owner is, if it carries our labels: it was ours and
+/// was orphaned.
+pub(super) fn foreign_owner(
+    identity: &Identity,
+    kind: Kind,
+    name: &str,
+    live: &DynamicObject,
+) -> Option<ApplyError> {
+    let owner = live.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let is_labelled = |key: &str, value: &str| {
+        live.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str) == Some(value)
+    };
+    let whose = match owner {
+        Some(owner) if owner.uid == identity.uid => return None,
+        None if is_labelled(names::MANAGED_BY, names::MANAGED_BY_VALUE)
+            && is_labelled(names::INSTANCE, &identity.name) =>
+        {
+            return None;
+        }
+        Some(owner) => format!("belongs to {} {}", owner.kind, owner.name),
+        None => "exists and is not this cluster's".to_owned(),
+    };
+    let message = format!("{} {name} {whose}; delete it, or give this cluster another name", kind.as_str());
+    Some(ApplyError::Refused(message, "NameTaken"))
 }
 
 #[cfg(test)]

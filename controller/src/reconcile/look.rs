@@ -1,5 +1,7 @@
 //! Reads what exists of a cluster, from the cache or, where that is behind, from the API server. Writes nothing.
 
+use futures::{StreamExt, TryStreamExt, stream};
+
 use crate::{
     cache::{ClusterKey, Freshness},
     client::ClientError,
@@ -8,6 +10,9 @@ use crate::{
     kinds::Kind,
     names,
 };
+
+/// Pods read at a time.
+const READS: usize = 16;
 
 /// One object of a cluster; `None` when it does not exist.
 pub async fn facts(
@@ -21,7 +26,7 @@ pub async fn facts(
         return Ok(Some(facts));
     }
     // What no watch has seen and no write has made is not there.
-    if !cache.children(key).iter().any(|child| child.kind == kind && child.name == name) {
+    if !cache.sees(key, kind, name) {
         return Ok(None);
     }
     let Some(object) = context.client.get(kind, &key.namespace, name).await? else {
@@ -43,13 +48,19 @@ pub async fn deployment(context: &Context, key: &ClusterKey) -> Result<Option<De
 
 /// Every pod of a cluster, in the order of their names.
 pub async fn pods(context: &Context, key: &ClusterKey) -> Result<Vec<(String, PodFacts)>, ClientError> {
-    let mut pods = Vec::new();
-    for child in context.cache.children(key) {
-        if child.kind == Kind::Pod
-            && let Some(Facts::Pod(facts)) = facts(context, key, Kind::Pod, &child.name).await?
-        {
-            pods.push((child.name, facts));
-        }
-    }
-    Ok(pods)
+    let names = context.cache.children(key).into_iter().filter(|child| child.kind == Kind::Pod);
+    // After a rollout all of them are to be read again: not one after the other.
+    let pods = stream::iter(names)
+        .map(|child| async move {
+            let facts = facts(context, key, Kind::Pod, &child.name).await?;
+            Ok::<_, ClientError>(facts.map(|facts| (child.name, facts)))
+        })
+        .buffered(READS)
+        .try_collect::<Vec<_>>()
+        .await?;
+    let of_pod = |(name, facts)| match facts {
+        Facts::Pod(facts) => Some((name, facts)),
+        _ => None,
+    };
+    Ok(pods.into_iter().flatten().filter_map(of_pod).collect())
 }

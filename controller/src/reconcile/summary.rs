@@ -15,11 +15,7 @@ use self::{
     part::{DISABLED, Part, backend_part, redis_part, route_part},
 };
 use super::{dereference::Referenced, inspect::Inspected};
-use crate::{
-    diagnose::Trouble,
-    names,
-    scale::report::{News, ScalingReport},
-};
+use crate::{diagnose::Trouble, names, scale::report::ScalingReport};
 
 /// Everything that status is made of.
 #[derive(Clone, Debug)]
@@ -40,8 +36,8 @@ pub struct Findings<'a> {
     pub inspected: &'a Inspected,
     /// Load and count; `None` when the spec cannot be carried out.
     pub scaling: Option<&'a ScalingReport>,
-    /// A decision worth an event.
-    pub scaling_news: Option<News>,
+    /// Why decisions cannot be recorded.
+    pub unrecorded: Option<Trouble>,
     /// The clock.
     pub now: Timestamp,
 }
@@ -147,12 +143,14 @@ impl Outlook {
             Part::Ready { .. } | Part::Starting(_) | Part::Broken(_) => None,
         });
         let of_the_whole = findings.invalid.as_ref().or(findings.failures.first()).cloned();
-        let degraded_by_part = of_the_whole.is_none();
+        let unrecorded = findings.unrecorded.clone();
+        let degraded_by_part = of_the_whole.is_none() && (broken.is_some() || unrecorded.is_none());
         let degraded = of_the_whole.or(broken);
         Self {
             degraded_by_part,
             obstacle: degraded.clone().or_else(|| starting.clone()),
-            degraded,
+            // Somebody has to do something about it, but it keeps the cluster from nothing.
+            degraded: degraded.or(unrecorded),
             progress: starting.or(changing),
             all_ready: all.iter().all(|part| part.is_ready()),
         }
@@ -191,12 +189,6 @@ fn write_conditions<'a>(findings: &Findings<'a>, parts: &Parts, outlook: &Outloo
         let telling = if condition.warning { Telling::Warning } else { Telling::Quiet };
         board.set_status(condition.type_, (condition.status, condition.reason, &condition.message), telling);
     }
-    board.transitions.extend(findings.scaling_news.clone().map(|news| Transition {
-        about: "Scaling",
-        warning: news.warning,
-        reason: news.reason.to_owned(),
-        message: news.message,
-    }));
     board
 }
 

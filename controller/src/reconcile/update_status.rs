@@ -7,7 +7,7 @@ use kube::{
 use serde_json::json;
 use vx11_crds::{VX11Cluster, VX11ClusterStatus};
 
-use super::summary::Summary;
+use super::summary::{Summary, Transition};
 use crate::{cache::ClusterKey, client::ClientError, context::Context};
 
 /// Longest text of an event.
@@ -40,17 +40,21 @@ pub async fn update_status(
         context.remember_status(key, cluster, status);
     }
     for transition in transitions {
-        let event = Event {
-            type_: if transition.warning { EventType::Warning } else { EventType::Normal },
-            reason: transition.reason,
-            note: Some(transition.message.chars().take(MAX_NOTE).collect()),
-            action: transition.about.to_owned(),
-            secondary: None,
-        };
-        // An event that cannot be told must not undo what was done; the condition says the same.
-        if let Err(error) = context.client.publish_change(&event, &cluster.object_ref(&())).await {
-            tracing::warn!(namespace = key.namespace, cluster = key.name, %error, "cannot publish an event");
-        }
+        tell(context, key, cluster, transition).await;
     }
     Ok(())
+}
+
+/// Publishes an event. One that cannot be told must not undo what was done; status says the same.
+pub async fn tell(context: &Context, key: &ClusterKey, cluster: &VX11Cluster, transition: Transition) {
+    let event = Event {
+        type_: if transition.warning { EventType::Warning } else { EventType::Normal },
+        reason: transition.reason,
+        note: Some(transition.message.chars().take(MAX_NOTE).collect()),
+        action: transition.about.to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = context.client.publish_change(&event, &cluster.object_ref(&())).await {
+        tracing::warn!(namespace = key.namespace, cluster = key.name, %error, "cannot publish an event");
+    }
 }

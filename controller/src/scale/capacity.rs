@@ -114,12 +114,21 @@ impl CapacityModel {
             .max(self.needed_for(load.issuances_per_second, self.issuances_per_second_per_instance))
     }
 
-    /// Clients that each of `instances` takes at the target utilisation, rounded down.
+    /// What `instances` take together at the target utilisation, rounded down.
     #[must_use]
-    pub fn clients_each(&self, instances: u32) -> u64 {
-        let usable =
-            u128::from(self.capacity(instances).clients) * u128::from(self.target_utilization.get()) / 100;
-        saturate(usable / u128::from(instances.max(1)))
+    pub fn usable(&self, instances: u32) -> Load {
+        let share =
+            |capacity| saturate(u128::from(capacity) * u128::from(self.target_utilization.get()) / 100);
+        let Load { clients, issuances_per_second } = self.capacity(instances);
+        Load { clients: share(clients), issuances_per_second: share(issuances_per_second) }
+    }
+
+    /// What each of `instances` takes at the target utilisation, rounded down.
+    #[must_use]
+    pub fn usable_each(&self, instances: u32) -> Load {
+        let (Load { clients, issuances_per_second }, count) =
+            (self.usable(instances), u64::from(instances.max(1)));
+        Load { clients: clients / count, issuances_per_second: issuances_per_second / count }
     }
 
     /// How full `instances` are under `load`: the fuller of both dimensions in percent, rounded up. 0 without
@@ -223,7 +232,7 @@ mod tests {
         assert_eq!(model.needed(clients(401)), 2);
         assert_eq!(model.needed(clients(1140)), 3);
         assert_eq!(model.needed(clients(1141)), 4);
-        assert_eq!(model.clients_each(3), 380);
+        assert_eq!(model.usable_each(3).clients, 380);
     }
 
     #[test]
@@ -300,7 +309,7 @@ mod tests {
             prop_assert!(model.needed(load) >= 1);
             prop_assert!(n < 2 || model.capacity(n).clients <= model.capacity(n.saturating_add(1)).clients);
             let _ = model.utilization_percent(load, n);
-            let _ = model.clients_each(n);
+            let _ = model.usable_each(n);
         }
     }
 }

@@ -103,6 +103,29 @@ pub enum BlockerKind {
     DrainBudget,
 }
 
+impl BlockerKind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::MetricsMissing,
+        Self::InstancesStarting,
+        Self::RolloutInProgress,
+        Self::InstancesTerminating,
+        Self::DrainBudget,
+    ];
+
+    /// The name as it stands in status and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MetricsMissing => "MetricsMissing",
+            Self::InstancesStarting => "InstancesStarting",
+            Self::RolloutInProgress => "RolloutInProgress",
+            Self::InstancesTerminating => "InstancesTerminating",
+            Self::DrainBudget => "DrainBudget",
+        }
+    }
+}
+
 /// One thing in the way of a scale-in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocker {
@@ -114,7 +137,7 @@ pub struct Blocker {
 
 impl std::fmt::Display for Blocker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}: {}", self.kind, self.detail)
+        write!(f, "{}: {}", self.kind.as_str(), self.detail)
     }
 }
 

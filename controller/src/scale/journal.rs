@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     decide::decide,
-    decision::Decision,
+    decision::{Decision, Reason},
     history::History,
     observation::{Moment, Observation},
     policy::Policy,
@@ -32,6 +32,15 @@ pub struct Entry {
     pub history: History,
     /// What came of it.
     pub decision: Decision,
+}
+
+impl Entry {
+    /// Whether it belongs into the journal: everything does but that nothing is to be done about a count that a
+    /// person sets.
+    #[must_use]
+    pub fn is_recorded(&self) -> bool {
+        self.decision.reason != Reason::Fixed || !self.decision.actions.is_empty()
+    }
 }
 
 /// A ring of decisions, oldest first.
@@ -65,10 +74,10 @@ impl Journal {
         self.entries.iter()
     }
 
-    /// Whether `decision` tells something that the last entry does not.
+    /// The newest decision.
     #[must_use]
-    pub fn is_news(&self, decision: &Decision) -> bool {
-        self.entries.back().is_none_or(|last| decision.differs_from(&last.decision))
+    pub fn last(&self) -> Option<&Decision> {
+        self.entries.back().map(|entry| &entry.decision)
     }
 
     /// Adds an entry; the oldest make room.
@@ -218,11 +227,9 @@ mod tests {
 
     #[test]
     fn only_another_story_is_news() {
-        let mut journal = Journal::default();
-        assert!(journal.is_news(&entry(100, 0).decision));
-        journal.record(entry(100, 0));
-        assert!(!journal.is_news(&entry(101, 5000).decision), "one client more changes nothing");
-        assert!(journal.is_news(&entry(501, 5000).decision));
+        let first = entry(100, 0).decision;
+        assert!(!entry(101, 5000).decision.differs_from(&first), "one client more changes nothing");
+        assert!(entry(501, 5000).decision.differs_from(&first));
     }
 
     #[test]

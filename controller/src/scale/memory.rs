@@ -7,10 +7,10 @@ use std::{
 };
 
 use super::{
-    decision::Decision, history::History, journal::Journal, observation::Moment, reading::Counters,
+    decision::Decision, history::History, journal::Entry, observation::Moment, reading::Counters,
     rebalance::Episode,
 };
-use crate::{cache::ClusterKey, cluster::Identity};
+use crate::{cache::ClusterKey, cluster::Identity, diagnose::Trouble};
 
 /// What is remembered of each cluster between looks.
 #[derive(Default)]
@@ -23,11 +23,24 @@ pub(crate) struct Memory {
     uid: String,
     pub(crate) history: History,
     pub(crate) counters: Counters,
-    /// Read when it is first needed.
-    pub(crate) journal: Option<Journal>,
+    /// The decision of the look before.
     pub(crate) last: Option<Decision>,
     /// When the load figures of status were last written.
     pub(crate) figures_at: Option<Moment>,
+    /// The last decision that was told, once it was carried out.
+    pub(crate) told: Option<Decision>,
+    pub(crate) unwritten: Unwritten,
+}
+
+/// What the journal on the API server lacks.
+#[derive(Default)]
+pub(crate) struct Unwritten {
+    /// Oldest first.
+    pub(crate) entries: Vec<Entry>,
+    /// When the last attempt failed.
+    pub(crate) failed_at: Option<Moment>,
+    /// What somebody has to do about that.
+    pub(crate) trouble: Option<Trouble>,
 }
 
 impl Memory {

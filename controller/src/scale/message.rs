@@ -78,19 +78,15 @@ fn consequence(decision: &Decision) -> Option<String> {
 fn cause(policy: &Policy, load: Load, needed: u32) -> String {
     let model = &policy.model;
     let for_clients = model.needed(Load { issuances_per_second: 0, ..load });
-    let each = |capacity: u64| {
-        let usable = u128::from(capacity) * u128::from(model.target_utilization.get()) / 100;
-        thousands(u64::try_from(usable / u128::from(needed.max(1))).unwrap_or(u64::MAX))
-    };
-    let capacity = model.capacity(needed);
+    let each = model.usable_each(needed);
     let (subject, number, each) = if for_clients >= needed {
-        (counted(load.clients, "client"), load.clients, each(capacity.clients))
+        (counted(load.clients, "client"), load.clients, each.clients)
     } else {
         let rate = load.issuances_per_second;
-        (format!("{} issuances a second", thousands(rate)), rate, each(capacity.issuances_per_second))
+        (format!("{} issuances a second", thousands(rate)), rate, each.issuances_per_second)
     };
     let verb = if number == 1 { "needs" } else { "need" };
-    format!("{subject} {verb} {} ({each} each)", counted(needed.into(), "instance"))
+    format!("{subject} {verb} {} ({} each)", counted(needed.into(), "instance"), thousands(each))
 }
 
 /// `3 ready, 1 starting`: what there is, each kind apart.

@@ -1,5 +1,6 @@
 //! The scaling guide's decision tree: one instance, one with twice the resources, or several; with what each
-//! carries, needs and costs. Pure; `vx11-controller plan` prints it and status carries its verdict.
+//! carries, needs and costs. Pure; `vx11-controller plan` prints it and status carries its verdict. How many instances
+//! a load takes is for [`decide`] to say.
 
 use std::fmt::Write;
 
@@ -7,6 +8,10 @@ use serde::Serialize;
 
 use super::{
     capacity::{CapacityModel, Load},
+    decide::decide,
+    history::History,
+    observation::{Moment, Observation},
+    policy::{Policy, Target},
     text::{counted, thousands},
 };
 
@@ -99,84 +104,77 @@ pub struct Plan {
 #[must_use]
 pub fn plan(request: &Request) -> Plan {
     let Request { model, load, .. } = request;
-    let single = model.needed(*load) == 1;
     let doubled = CapacityModel {
         clients_per_instance: model.clients_per_instance.saturating_mul(TWO),
         issuances_per_second_per_instance: model.issuances_per_second_per_instance.saturating_mul(TWO),
         ..*model
     };
-    let per_minute = load.issuances_per_second.saturating_mul(60);
-    let many_issuances = per_minute > ISSUANCES_PER_MINUTE_SINGLE;
-    let reason = if request.availability {
-        Some("it must survive the loss of an instance".to_owned())
-    } else if many_issuances {
-        Some(format!(
-            "{} issuances a minute are above {}",
-            thousands(per_minute),
-            thousands(ISSUANCES_PER_MINUTE_SINGLE)
-        ))
-    } else if request.min > 1 {
-        Some(format!("minInstances is {}", request.min))
-    } else if !single {
-        Some(format!(
-            "{} are above the {} of one instance",
-            counted(load.clients, "client"),
-            thousands(model.clients_each(1))
-        ))
+    let several_asked_for = asks_for_several(request);
+    let alone = |model: &CapacityModel| match &several_asked_for {
+        _ if instances(model, *load, 1) > 1 => (false, "too small for the load".to_owned()),
+        Some(reason) => (false, reason.clone()),
+        None => (true, "enough; a restart interrupts the streams".to_owned()),
+    };
+    let one = variant(request, Strategy::Single, model, 1, 1, alone(model));
+    let two = variant(request, Strategy::Vertical, &doubled, 1, 2, alone(&doubled));
+    let wanted = instances(model, *load, request.min.max(2));
+    let fits = wanted <= request.max;
+    let note = if fits {
+        "survives the loss of an instance".to_owned()
     } else {
-        None
+        format!("maxInstances is {}: raise it to {wanted}", request.max)
     };
-    let alone = |enough: bool| match (&reason, enough) {
-        (_, false) => (false, "too small for the load".to_owned()),
-        (Some(reason), true) if request.availability || many_issuances || request.min > 1 => {
-            (false, reason.clone())
-        }
-        (_, true) => (true, "enough; a restart interrupts the streams".to_owned()),
-    };
+    let several = variant(request, Strategy::Horizontal, model, wanted, 1, (fits, note));
 
-    let one = variant(request, Strategy::Single, model, 1, 1, alone(single));
-    let two = variant(request, Strategy::Vertical, &doubled, 1, 2, alone(doubled.needed(*load) == 1));
-    let floor = request.min.max(2);
-    let wanted = model.needed(*load).max(floor);
-    let several = variant(request, Strategy::Horizontal, model, wanted, 1, {
-        let fits = wanted <= request.max;
-        let note = if fits {
-            "survives the loss of an instance".to_owned()
-        } else {
-            format!("maxInstances is {}: raise it to {wanted}", request.max)
-        };
-        (fits, note)
-    });
-
-    let (recommended, recommendation) = match &reason {
-        None => (
-            Strategy::Single,
-            format!(
-                "Single: one instance carries {} of {}",
-                counted(load.clients, "client"),
-                thousands(model.clients_each(1))
-            ),
-        ),
-        Some(reason) => {
-            let limit = if several.fits { String::new() } else { format!(", {}", several.note) };
-            let vertical = if two.fits {
-                format!(
-                    "; one instance with twice the CPU and memory would do up to {} clients",
-                    thousands(two.capacity.clients)
-                )
-            } else {
-                String::new()
-            };
-            (
-                Strategy::Horizontal,
-                format!(
-                    "Horizontal: {} because {reason}{limit}{vertical}",
-                    counted(wanted.into(), "instance")
-                ),
-            )
-        }
+    let (recommended, recommendation) = if one.fits {
+        (Strategy::Single, format!("Single: {}", carries("one instance", model, *load)))
+    } else if two.fits {
+        let verdict = carries("one instance with twice the CPU and memory", &doubled, *load);
+        let instead = counted(wanted.into(), "instance");
+        (Strategy::Vertical, format!("Vertical: {verdict}; {instead} of the present size would do, too"))
+    } else {
+        let reason = several_asked_for.unwrap_or_else(|| exceeds(&doubled, *load));
+        let limit = if fits { String::new() } else { format!(", {}", several.note) };
+        let count = counted(wanted.into(), "instance");
+        (Strategy::Horizontal, format!("Horizontal: {count} because {reason}{limit}"))
     };
     Plan { load: *load, recommended, recommendation, variants: vec![one, two, several] }
+}
+
+/// The count that the controller comes to for a known load: its own decision about a cluster that starts.
+fn instances(model: &CapacityModel, load: Load, min: u32) -> u32 {
+    let target = Target::Load { min, max: u32::MAX, expected: load };
+    let policy = Policy { model: *model, target, ..Policy::default() };
+    decide(&policy, &Observation::default(), &History::default(), Moment::default()).desired
+}
+
+/// Why one instance will not do, however large.
+fn asks_for_several(Request { load, min, availability, .. }: &Request) -> Option<String> {
+    let per_minute = load.issuances_per_second.saturating_mul(60);
+    if *availability {
+        Some("it must survive the loss of an instance".to_owned())
+    } else if per_minute > ISSUANCES_PER_MINUTE_SINGLE {
+        let (found, most) = (thousands(per_minute), thousands(ISSUANCES_PER_MINUTE_SINGLE));
+        Some(format!("{found} issuances a minute are above {most}"))
+    } else {
+        (*min > 1).then(|| format!("minInstances is {min}"))
+    }
+}
+
+fn carries(subject: &str, model: &CapacityModel, load: Load) -> String {
+    let most = model.usable(1).clients;
+    format!("{subject} carries {} of {}", counted(load.clients, "client"), thousands(most))
+}
+
+/// What of a load is too much for one instance of this size, twice as large as it is.
+fn exceeds(doubled: &CapacityModel, load: Load) -> String {
+    let most = doubled.usable(1);
+    let (found, most) = if load.clients > most.clients {
+        (counted(load.clients, "client"), most.clients)
+    } else {
+        (format!("{} issuances a second", thousands(load.issuances_per_second)), most.issuances_per_second)
+    };
+    format!("{found} are above the {} of one instance with twice the CPU and memory", thousands(most))
 }
 
 const TWO: std::num::NonZeroU64 = std::num::NonZeroU64::MIN.saturating_add(1);
@@ -262,7 +260,7 @@ impl Plan {
             let redis = if variant.redis_memory_bytes == 0 {
                 "-".to_owned()
             } else {
-                mebibytes(variant.redis_memory_bytes)
+                bytes(variant.redis_memory_bytes)
             };
             rows.push([
                 format!(
@@ -274,8 +272,8 @@ impl Plan {
                 thousands(variant.capacity.clients),
                 thousands(variant.capacity.issuances_per_second),
                 variant.utilization_percent.to_string(),
-                format!("{}.{:02}", variant.cpu_millis / 1000, variant.cpu_millis % 1000 / 10),
-                mebibytes(variant.memory_bytes),
+                cores(variant.cpu_millis),
+                bytes(variant.memory_bytes),
                 redis,
                 variant.cost_per_hour.clone(),
                 variant.note.clone(),
@@ -304,15 +302,28 @@ impl Plan {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
-    format!("{}Mi", thousands(bytes.div_ceil(1 << 20)))
+/// Thousandths of a core as cores, such as `0.25`.
+fn cores(millis: u64) -> String {
+    let fraction = format!("{:03}", millis % 1000);
+    format!("{}.{:0<2}", millis / 1000, fraction.trim_end_matches('0'))
+}
+
+/// Bytes in the largest unit that leaves nothing over.
+fn bytes(bytes: u64) -> String {
+    match bytes {
+        whole if whole % (1 << 20) == 0 => format!("{}Mi", thousands(whole >> 20)),
+        whole if whole % (1 << 10) == 0 => format!("{}Ki", thousands(whole >> 10)),
+        other => thousands(other),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::{prop_assert_eq, proptest};
     use rstest::rstest;
 
     use super::*;
+    use crate::scale::observation::Instance;
 
     fn request(clients: u64, issuances_per_second: u64) -> Request {
         Request {
@@ -329,10 +340,14 @@ mod tests {
     }
 
     #[rstest]
+    #[case(0, 0, Strategy::Single, 1)]
     #[case(499, 0, Strategy::Single, 1)]
     #[case(500, 83, Strategy::Single, 1)]
-    #[case(501, 0, Strategy::Horizontal, 2)]
+    #[case(501, 0, Strategy::Vertical, 1)]
+    #[case(1000, 83, Strategy::Vertical, 1)]
+    #[case(1001, 0, Strategy::Horizontal, 3)]
     #[case(100, 84, Strategy::Horizontal, 2)]
+    #[case(700, 84, Strategy::Horizontal, 2)]
     #[case(1425, 2850, Strategy::Horizontal, 3)]
     #[case(1426, 0, Strategy::Horizontal, 4)]
     fn the_tree_branches_where_the_scaling_guide_does(
@@ -346,6 +361,7 @@ mod tests {
         let chosen = plan.variants.iter().find(|variant| variant.strategy == strategy).unwrap();
         assert_eq!(chosen.instances, instances);
         assert!(chosen.fits);
+        assert!(plan.recommendation.starts_with(&format!("{strategy:?}: ")), "{}", plan.recommendation);
     }
 
     #[test]
@@ -354,12 +370,79 @@ mod tests {
         let vertical = &plan.variants[1];
         assert_eq!((vertical.capacity.clients, vertical.fits), (1000, true));
         assert_eq!((vertical.cpu_millis, vertical.memory_bytes), (2000, 1 << 30));
+        assert_eq!(
+            plan.recommendation,
+            "Vertical: one instance with twice the CPU and memory carries 1,000 clients of 1,000; 3 instances of the present size would do, too"
+        );
+        let above = super::plan(&request(1001, 0));
+        assert!(!above.variants[1].fits);
+        assert_eq!(
+            above.recommendation,
+            "Horizontal: 3 instances because 1,001 clients are above the 1,000 of one instance with twice the CPU and memory"
+        );
+    }
+
+    #[test]
+    fn what_is_too_much_is_named_by_whichever_load_it_is() {
+        let slow = CapacityModel {
+            issuances_per_second_per_instance: 10.try_into().unwrap(),
+            ..CapacityModel::default()
+        };
+        let plan = plan(&Request { model: slow, ..request(100, 50) });
         assert!(
-            plan.recommendation.contains("twice the CPU and memory would do up to 1,000"),
+            plan.recommendation.contains("because 50 issuances a second are above the 20 of one"),
             "{}",
             plan.recommendation
         );
-        assert!(!super::plan(&request(1001, 0)).variants[1].fits);
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_and_the_controller_come_to_the_same_count(
+            clients in 0..200_000u64, rate in 0..200_000u64, min in 1..20u32, target in 1..=100u8,
+        ) {
+            let model = CapacityModel { target_utilization: target.try_into().unwrap(), ..CapacityModel::default() };
+            let load = Load { clients, issuances_per_second: rate };
+            let several = &plan(&Request { model, min, ..request(clients, rate) }).variants[2];
+            let policy = Policy { model, target: Target::Load { min: min.max(2), max: 100_000, expected: Load::default() }, ..Policy::default() };
+            let seen = Observation { replicas: 1, instances: vec![Instance::serving("a", clients, rate)], ..Observation::default() };
+            let decision = decide(&policy, &seen, &History::default(), Moment(0));
+            prop_assert_eq!(several.instances, decision.desired);
+            prop_assert_eq!(several.utilization_percent, model.utilization_percent(load, decision.desired));
+        }
+    }
+
+    #[test]
+    fn the_table_and_the_json_carry_the_same_numbers() {
+        let plan = plan(&Request { cpu_millis: 125, memory_bytes: 300_000_000, ..request(1425, 2850) });
+        let json = serde_json::to_value(&plan).unwrap();
+        let table = plan.table();
+        let rows: Vec<Vec<&str>> = table
+            .lines()
+            .skip(4)
+            .map(|line| line.trim_start_matches("* ").split_whitespace().collect())
+            .collect();
+        assert_eq!(rows.len(), 3);
+        let number = |text: &str| -> u64 {
+            let (digits, unit) = match text.strip_suffix("Mi") {
+                Some(digits) => (digits, 1 << 20),
+                None => text.strip_suffix("Ki").map_or((text, 1), |digits| (digits, 1 << 10)),
+            };
+            if digits == "-" { 0 } else { digits.replace(',', "").parse::<u64>().unwrap() * unit }
+        };
+        for (row, variant) in rows.iter().zip(json["variants"].as_array().unwrap()) {
+            assert_eq!(row[0], variant["strategy"]);
+            assert_eq!(number(row[1]), variant["instances"]);
+            assert_eq!(number(row[2]), variant["capacity"]["clients"]);
+            assert_eq!(number(row[3]), variant["capacity"]["issuancesPerSecond"]);
+            assert_eq!(number(row[4]), variant["utilizationPercent"]);
+            let (whole, thousandths) = row[5].split_once('.').unwrap();
+            assert_eq!(number(whole) * 1000 + number(&format!("{thousandths:0<3}")), variant["cpuMillis"]);
+            assert_eq!(number(row[6]), variant["memoryBytes"]);
+            assert_eq!(number(row[7]), variant["redisMemoryBytes"]);
+            assert_eq!(row[8], variant["costPerHour"]);
+        }
+        assert!(table.contains(json["recommendation"].as_str().unwrap()), "{table}");
     }
 
     #[test]

@@ -83,6 +83,8 @@ pub struct Subject<'a> {
     pub figures_age_ms: Option<u64>,
     /// The decision tells another story than the one before.
     pub is_news: bool,
+    /// Nothing of it is carried out.
+    pub paused: bool,
 }
 
 /// Makes the report; the second value says whether the figures are fresh.
@@ -122,15 +124,16 @@ pub fn report(subject: &Subject) -> (ScalingReport, bool) {
         scaling: Some(ScalingStatus {
             desired: count(decision.desired),
             reason: decision.reason.as_str().to_owned(),
-            message: decision.message.clone(),
+            message: if subject.paused && !decision.actions.is_empty() {
+                format!("{}; paused, so that nothing of it is done", decision.message)
+            } else {
+                decision.message.clone()
+            },
             last_scale_time: last_scale_time(subject),
             blocked_by: decision.blocked_by.iter().map(ToString::to_string).collect(),
         }),
         recommendation: Some(verdict.recommendation),
-        estimated_cost_per_hour: Some(plan::cost_per_hour(
-            decision.replicas(observed.replicas),
-            subject.request.cost,
-        )),
+        estimated_cost_per_hour: Some(plan::cost_per_hour(replicas(subject), subject.request.cost)),
         conditions,
     };
     (report, true)
@@ -176,7 +179,7 @@ fn conditions(subject: &Subject) -> Vec<ScalingCondition> {
     };
     let limited = match policy.target {
         Target::Load { max, .. } if decision.limited() => {
-            let each = policy.model.clients_each(decision.needed);
+            let each = policy.model.usable_each(decision.needed).clients;
             let message = format!(
                 "the load needs {} ({} clients each), maxInstances allows {max}: raise spec.autoscaling.maxInstances to {}",
                 text::counted(decision.needed.into(), "instance"),
@@ -199,7 +202,8 @@ fn conditions(subject: &Subject) -> Vec<ScalingCondition> {
     };
     [("ScalingActive", active), ("ScalingLimited", limited), ("Draining", draining)]
         .map(|(type_, (status, reason, message))| {
-            let warning = status.is_none() || (type_ == "ScalingLimited" && status == Some(true));
+            let is_bad = status.is_none() || (type_ == "ScalingLimited" && status == Some(true));
+            let warning = is_bad && !subject.paused;
             ScalingCondition { type_, status, reason, message, warning }
         })
         .to_vec()
@@ -213,9 +217,14 @@ fn is_silent<T>(load: &Observed<T>) -> bool {
     }
 }
 
-fn last_scale_time(subject: &Subject) -> Option<Time> {
+/// The Deployment's `replicas` after this look.
+fn replicas(subject: &Subject) -> u32 {
     let present = subject.observed.replicas;
-    if subject.decision.replicas(present) != present {
+    if subject.paused { present } else { subject.decision.replicas(present) }
+}
+
+fn last_scale_time(subject: &Subject) -> Option<Time> {
+    if replicas(subject) != subject.observed.replicas {
         return timestamp(subject.decision.at).map(Time);
     }
     subject.previous.scaling.as_ref().and_then(|scaling| scaling.last_scale_time.clone())
@@ -275,6 +284,7 @@ mod tests {
             previous,
             figures_age_ms: age,
             is_news,
+            paused: false,
         })
     }
 
@@ -290,7 +300,7 @@ mod tests {
         assert_eq!(report.capacity, Some(CapacityStatus { clients: 950, issuances_per_second: 1900 }));
         assert_eq!(report.utilization_percent, Some(74));
         assert_eq!(report.estimated_cost_per_hour.as_deref(), Some("0.10"));
-        assert!(report.recommendation.unwrap().starts_with("Horizontal: 2 instances"));
+        assert!(report.recommendation.unwrap().starts_with("Vertical: one instance with twice"));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::scale::{
 
 /// Seconds after which a client whose stream closed connects again (`retry:`).
 const RETRY_SECONDS: usize = 2;
+/// Seconds for which the last word of a silent instance counts.
+const STALE_SECONDS: u64 = 60;
 /// Seconds that a terminating pod keeps its streams before it drains, and that it has beyond the drain.
 const GRACE_SECONDS: u64 = 7;
 
@@ -36,9 +38,23 @@ pub struct Pod {
     pub closes: u64,
     /// What it tells.
     pub account: Account,
+    /// What it told last, and when.
+    last: Option<(Reading, u64)>,
     cost: i32,
     gone_by: u64,
     old: bool,
+}
+
+impl Pod {
+    /// Streams that it tells of, if it is asked.
+    #[must_use]
+    pub const fn told(&self) -> u64 {
+        match self.account {
+            Account::True => self.streams,
+            Account::Scaled(percent) => self.streams * percent / 100,
+            Account::Silent => 0,
+        }
+    }
 }
 
 /// A removal by the `ReplicaSet`, for the judges.
@@ -141,19 +157,47 @@ impl World {
     /// Brings what is seen up to date with what the pods tell; `issuances` a second are spread evenly.
     pub fn look(&mut self, issuances: u64) {
         let ready = u64::from(self.seen.count(Lifecycle::Ready)).max(1);
-        for (pod, seen) in self.pods.iter().zip(&mut self.seen.instances) {
-            let reading = |percent: u64| Reading {
-                streams: pod.streams * percent / 100,
-                issuances_per_second: Some(if seen.ready { issuances / ready } else { 0 }),
-                draining: pod.closes > 0,
-            };
-            seen.load = match pod.account {
-                _ if pod.starts > self.second => Observed::Missing { reason: String::new() },
-                Account::True => Observed::Known { value: reading(100) },
-                Account::Scaled(percent) => Observed::Known { value: reading(percent) },
-                Account::Silent => Observed::Missing { reason: String::new() },
+        for (pod, seen) in self.pods.iter_mut().zip(&mut self.seen.instances) {
+            let rate = if seen.ready { issuances / ready } else { 0 };
+            let value =
+                Reading { streams: pod.told(), issuances_per_second: Some(rate), draining: pod.closes > 0 };
+            let reason = String::new();
+            seen.load = match (pod.account, pod.last) {
+                _ if pod.starts > self.second => Observed::Missing { reason },
+                (Account::Silent, Some((value, at))) if self.second - at <= STALE_SECONDS => {
+                    Observed::Stale { value, age_ms: (self.second - at) * 1000, reason }
+                }
+                (Account::Silent, _) => Observed::Missing { reason },
+                (Account::True | Account::Scaled(_), _) => {
+                    pod.last = Some((value, self.second));
+                    seen.answered = true;
+                    Observed::Known { value }
+                }
             };
         }
+    }
+
+    /// Whether an instance that has served, and may do so still, tells nothing.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        let is_mute = |(pod, seen): (&Pod, &Instance)| {
+            pod.account == Account::Silent && pod.starts <= self.second && !seen.terminating
+        };
+        self.pods.iter().zip(&self.seen.instances).any(is_mute)
+    }
+
+    /// The count that the cluster is on its way to: what is being drained and still counted is given up.
+    #[must_use]
+    pub fn committed(&self) -> u32 {
+        let is_given_up = |instance: &&Instance| {
+            instance.lifecycle() == Lifecycle::Draining
+                && !self.seen.removing.iter().any(|removal| {
+                    removal.name == instance.name
+                        && Some(removal.since) == instance.mark.map(|mark| mark.since)
+                })
+        };
+        let given_up = self.seen.instances.iter().filter(is_given_up).count();
+        self.seen.replicas.saturating_sub(u32::try_from(given_up).unwrap_or(u32::MAX))
     }
 
     /// Does what was decided, as the API server and the pods would.
@@ -217,7 +261,9 @@ impl World {
         }
     }
 
-    fn position(&self, name: &str) -> Option<usize> {
+    /// Where a pod stands.
+    #[must_use]
+    pub fn position(&self, name: &str) -> Option<usize> {
         self.seen.instances.iter().position(|instance| instance.name == name)
     }
 
@@ -228,6 +274,7 @@ impl World {
             starts,
             closes: 0,
             account: Account::True,
+            last: None,
             cost: 0,
             gone_by: u64::MAX,
             old: false,

@@ -25,6 +25,18 @@ const SERVICE: &str = "/api/v1/namespaces/simple-namespace/services/simple-clust
 const INGRESS: &str = "/apis/networking.k8s.io/v1/namespaces/simple-namespace/ingresses/simple-cluster";
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/simple-namespace/deployments/simple-cluster-backend";
 
+/// An API server with the Secrets that the fixture refers to.
+async fn api() -> FakeApi {
+    let api = FakeApi::start().await;
+    for name in ["redis-auth", "principal-tokens", "signing-key"] {
+        let name = format!("simple-cluster-{name}");
+        let owner = simple_cluster().identity.owner_reference();
+        let secret = json!({"metadata": {"name": name, "ownerReferences": [owner]}});
+        api.merge(&format!("/api/v1/namespaces/simple-namespace/secrets/{name}"), &secret);
+    }
+    api
+}
+
 fn key() -> ClusterKey {
     ClusterKey { namespace: "simple-namespace".to_owned(), name: "simple-cluster".to_owned() }
 }
@@ -64,7 +76,7 @@ async fn applied(context: &Context, prepared: Prepared) -> Applied {
 
 #[tokio::test]
 async fn the_second_pass_sends_nothing_and_a_new_leader_only_reads() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let first = context(&api, LeaseGuard::open());
     assert!(applied(&first, prepared(3)).await.failures.is_empty());
     assert_eq!(api.object(DEPLOYMENT).unwrap()["spec"]["replicas"], 3);
@@ -84,7 +96,7 @@ async fn the_second_pass_sends_nothing_and_a_new_leader_only_reads() {
 
 #[tokio::test]
 async fn a_count_of_another_hand_is_known_for_one_and_put_back() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let context = context(&api, LeaseGuard::open());
     applied(&context, prepared(3)).await;
     api.merge(DEPLOYMENT, &serde_json::json!({"spec": {"replicas": 7}}));
@@ -98,7 +110,7 @@ async fn a_count_of_another_hand_is_known_for_one_and_put_back() {
 
 #[tokio::test]
 async fn a_version_that_moves_without_a_change_causes_no_storm() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     api.bump_versions();
     let context = context(&api, LeaseGuard::open());
     applied(&context, prepared(3)).await;
@@ -111,7 +123,7 @@ async fn a_version_that_moves_without_a_change_causes_no_storm() {
 
 #[tokio::test]
 async fn without_the_lease_nothing_is_written() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let context = context(&api, LeaseGuard::default());
     let error = Box::pin(apply(&context, &key(), prepared(3))).await.unwrap_err();
     assert!(matches!(error, ClientError::NotLeader));
@@ -120,7 +132,7 @@ async fn without_the_lease_nothing_is_written() {
 
 #[tokio::test]
 async fn a_refused_object_is_named_and_does_not_stop_the_others() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let quota = "services \"x\" is forbidden: exceeded quota: small";
     api.fail(Method::PATCH, "/services/simple-cluster-backend", 1, Fault::Refuse(403, quota));
     let context = context(&api, LeaseGuard::open());
@@ -139,7 +151,7 @@ async fn a_refused_object_is_named_and_does_not_stop_the_others() {
 
 #[tokio::test]
 async fn to_a_namespace_that_goes_nothing_is_written_again() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let going = "services \"x\" is forbidden: unable to create new content in namespace simple-namespace because it is being terminated";
     api.fail(Method::PATCH, "/services/simple-cluster-backend", 1, Fault::Refuse(403, going));
     let context = context(&api, LeaseGuard::open());
@@ -152,7 +164,7 @@ async fn to_a_namespace_that_goes_nothing_is_written_again() {
 
 #[tokio::test]
 async fn a_port_under_another_number_is_given_its_own_back() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let context = context(&api, LeaseGuard::open());
     applied(&context, prepared(3)).await;
     let ports = api.object(SERVICE).unwrap()["spec"]["ports"].clone();
@@ -169,7 +181,7 @@ async fn a_port_under_another_number_is_given_its_own_back() {
 
 #[tokio::test]
 async fn a_passing_error_is_retried_without_alarming_anybody() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     api.fail(Method::PATCH, "/configmaps/simple-cluster-redis", 1, Fault::Refuse(500, "etcd is busy"));
     let context = context(&api, LeaseGuard::open());
     let report = applied(&context, prepared(3)).await;
@@ -179,7 +191,7 @@ async fn a_passing_error_is_retried_without_alarming_anybody() {
 
 #[tokio::test]
 async fn a_field_that_somebody_took_is_taken_back() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let context = context(&api, LeaseGuard::open());
     applied(&context, prepared(3)).await;
     api.merge(
@@ -206,7 +218,7 @@ async fn a_field_that_somebody_took_is_taken_back() {
 
 #[tokio::test]
 async fn an_object_of_somebody_else_is_not_touched() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     api.merge(
         SERVICE,
         &json!({"metadata": {"name": "simple-cluster-backend"}, "spec": {"clusterIP": "10.0.0.1"}}),
@@ -220,12 +232,13 @@ async fn an_object_of_somebody_else_is_not_touched() {
 
 #[tokio::test]
 async fn a_generated_secret_is_created_once_and_never_overwritten() {
-    let api = FakeApi::start().await;
+    let api = api().await;
+    api.remove("/api/v1/namespaces/simple-namespace/secrets/simple-cluster-redis-auth");
     let context = context(&api, LeaseGuard::open());
     applied(&context, prepared_with_a_new_password()).await;
     let path = "/secrets/simple-cluster-redis-auth";
     let created = api.object(path).unwrap();
-    assert_eq!(created["stringData"]["password"], "fresh");
+    assert_eq!(created["data"]["password"], "ZnJlc2g=", "fresh");
     api.take_seen();
 
     // A leader that does not know of it yet loses the race and writes nothing that depends on its draw.
@@ -240,7 +253,7 @@ async fn a_generated_secret_is_created_once_and_never_overwritten() {
 
 #[tokio::test]
 async fn an_answer_that_never_comes_ends_at_its_deadline() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     api.fail(Method::GET, "/services/simple-cluster-backend", 1, Fault::Hang);
     let context = context(&api, LeaseGuard::open());
     let read = context.client.get(Kind::Service, "simple-namespace", "simple-cluster-backend").await;
@@ -262,7 +275,7 @@ fn contour(name: &str) -> ClassKnowledge {
 
 #[tokio::test]
 async fn a_class_that_nobody_serves_takes_no_served_route_away() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let context = context(&api, LeaseGuard::open());
     applied(&context, prepared_for("contour", contour("contour"))).await;
     // The watch tells of it, so that it could be taken for an orphan.
@@ -290,7 +303,7 @@ async fn a_class_that_nobody_serves_takes_no_served_route_away() {
 
 #[tokio::test]
 async fn a_route_without_anybody_to_serve_it_waits_for_its_class() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let context = context(&api, LeaseGuard::open());
     applied(&context, prepared_for("later", ClassKnowledge::Missing { name: "later".to_owned() })).await;
     assert_eq!(api.object(INGRESS).unwrap()["spec"]["ingressClassName"], "later");
@@ -301,7 +314,7 @@ async fn a_route_without_anybody_to_serve_it_waits_for_its_class() {
 
 #[tokio::test]
 async fn an_address_of_the_former_class_does_not_pass_for_one_of_the_new() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let context = context(&api, LeaseGuard::open());
     applied(&context, prepared_for("first", contour("first"))).await;
     api.merge(INGRESS, &json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}));
@@ -324,7 +337,7 @@ async fn an_address_of_the_former_class_does_not_pass_for_one_of_the_new() {
 
 #[tokio::test]
 async fn a_class_that_is_named_no_more_is_left_for_the_default_one() {
-    let api = FakeApi::start().await;
+    let api = api().await;
     let context = context(&api, LeaseGuard::open());
     applied(&context, prepared_for("named", contour("named"))).await;
     let ours = json!([{"manager": names::OBJECT_MANAGER, "operation": "Apply", "fieldsV1": {"f:spec": {"f:ingressClassName": {}}}}]);

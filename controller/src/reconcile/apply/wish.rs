@@ -45,7 +45,7 @@ impl Wish {
 
 /// Why one object was not applied.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ApplyError {
+pub(in crate::reconcile) enum ApplyError {
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error("{0}")]
@@ -59,7 +59,7 @@ impl From<serde_json::Error> for ApplyError {
 }
 
 /// What a person can do about a refusal; `None` when the next try may succeed by itself.
-pub(super) fn explain(object: &str, error: &ApplyError) -> Option<Trouble> {
+pub(in crate::reconcile) fn explain(object: &str, error: &ApplyError) -> Option<Trouble> {
     let error = match error {
         ApplyError::Client(error) => error,
         ApplyError::Refused(message, reason) => return Some(Trouble::new(reason, message)),

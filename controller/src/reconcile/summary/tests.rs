@@ -82,7 +82,7 @@ impl World {
             failures: self.failures.clone(),
             inspected: &self.inspected,
             scaling: None,
-            scaling_news: None,
+            unrecorded: None,
             now: self.now,
         })
     }
