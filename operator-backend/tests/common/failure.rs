@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::RedisServer;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     Killed,
     Stopped,
