@@ -175,7 +175,9 @@ impl Stream {
             () = self.follow(beginning) => return,
             last = last_word(&common, endings) => last,
         };
-        let _ = timeout(LAST_WORD, self.sender.send(last)).await;
+        if timeout(LAST_WORD, self.sender.send(last)).await.is_err() {
+            self.give_up();
+        }
     }
 
     /// Sends what there is until the client has gone, or does not read.
@@ -229,11 +231,16 @@ impl Stream {
             return outcome.is_ok();
         }
         self.common.metrics.slow_clients_cut.inc();
+        self.give_up();
+        false
+    }
+
+    /// The client does not read what it was sent: nothing more will reach it.
+    fn give_up(&self) {
         self.is_cut.store(true, Ordering::SeqCst);
         if let Some(answering) = &self.answering {
             answering.give_up();
         }
-        false
     }
 }
 

@@ -106,27 +106,7 @@ pub(super) struct Handle {
 impl Handle {
     /// Starts the thread of a shard.
     pub(super) fn start(number: usize, common: Arc<Common>) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let handle = Self {
-            inbox: Arc::default(),
-            waker: Arc::new(Waker::new(poll.registry(), WAKER)?),
-            streams: Arc::default(),
-        };
-        let mut shard = Shard {
-            poll,
-            inbox: Arc::clone(&handle.inbox),
-            commands: VecDeque::new(),
-            streams: Arc::clone(&handle.streams),
-            roster: Roster::new(Wheel::new(common.heartbeat, Instant::now())),
-            place: None,
-            version: 0,
-            next: 0,
-            is_more: false,
-            closing: Closing::default(),
-            common,
-        };
-        shard.version = shard.common.mirror.version();
-        (shard.next, shard.place) = shard.common.mirror.end();
+        let (shard, handle) = Shard::new(common)?;
         thread::Builder::new().name(format!("streams-{number}")).spawn(move || shard.run())?;
         Ok(handle)
     }
@@ -187,6 +167,32 @@ struct Shard {
 }
 
 impl Shard {
+    fn new(common: Arc<Common>) -> io::Result<(Self, Handle)> {
+        let poll = Poll::new()?;
+        let handle = Handle {
+            inbox: Arc::default(),
+            waker: Arc::new(Waker::new(poll.registry(), WAKER)?),
+            streams: Arc::default(),
+        };
+        // In this order: what changes in between is looked at once more.
+        let version = common.mirror.version();
+        let (next, place) = common.mirror.end();
+        let shard = Self {
+            poll,
+            inbox: Arc::clone(&handle.inbox),
+            commands: VecDeque::new(),
+            streams: Arc::clone(&handle.streams),
+            roster: Roster::new(Wheel::new(common.heartbeat, Instant::now())),
+            next,
+            place,
+            version,
+            is_more: false,
+            closing: Closing::default(),
+            common,
+        };
+        Ok((shard, handle))
+    }
+
     fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         loop {
@@ -199,18 +205,26 @@ impl Shard {
                 }
                 _ => {}
             }
-            // First what is live: new streams and slow ones wait for nobody.
-            self.advance();
-            // Before any number is given to another stream.
-            self.look_at_sockets(&events);
-            if !self.obey() {
+            if !self.turn(&events) {
                 return;
             }
-            self.serve_ready();
-            let now = Instant::now();
-            self.beat(now);
-            self.close_due(now);
         }
+    }
+
+    /// A bounded part of everything there is to do; whether to go on.
+    fn turn(&mut self, events: &Events) -> bool {
+        // First what is live: new streams and slow ones wait for nobody.
+        self.advance();
+        // Before any number is given to another stream.
+        self.look_at_sockets(events);
+        if !self.obey() {
+            return false;
+        }
+        self.serve_ready();
+        let now = Instant::now();
+        self.beat(now);
+        self.close_due(now);
+        true
     }
 
     /// How long there is nothing to do but for the sockets and the waker.
@@ -446,3 +460,6 @@ fn bounded(items: &mut Vec<Item>) -> Option<&Item> {
     items.truncate(fitting);
     items.last()
 }
+
+#[cfg(test)]
+mod tests;
