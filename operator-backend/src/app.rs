@@ -15,7 +15,7 @@ use axum::{
     http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use serde_json::json;
 
@@ -163,7 +163,7 @@ impl App {
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route(TOKEN_PATH, get(issue_token).post(issue_token))
-        .route(STREAM_PATH, get(open_stream))
+        .route(STREAM_PATH, any(open_stream))
         .route(PUBLISH_PATH, post(publish::publish))
         .route(HEALTH_PATHS[0], get(health))
         .route(HEALTH_PATHS[1], get(health))
@@ -250,6 +250,11 @@ async fn issue_token(State(app): State<Arc<App>>, request: Request) -> Result<Re
 
 async fn open_stream(State(app): State<Arc<App>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
+    // HEAD too: it would open a stream that nobody sees.
+    if parts.method != Method::GET {
+        let answer = ErrorAnswer::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed");
+        return ([(header::ALLOW, "GET")], answer).into_response();
+    }
     app.engine.respond(parts).await
 }
 

@@ -10,7 +10,7 @@ use axum::{
 use crate::{
     identity::{Identities, Principal},
     metrics::{AuthFailure, Metrics},
-    token::Tokens,
+    token::{Checked, Tokens},
 };
 
 /// Header that carries a principal token.
@@ -140,19 +140,31 @@ impl Authenticator {
         self.count(outcome)
     }
 
-    /// The principal that may open this stream. A valid principal token in the header suffices;
-    /// otherwise the query's token decides when there is one. A single-use token is used up by this.
+    /// Who may open this stream. A valid principal token in the header suffices; otherwise the query's token decides
+    /// when there is one. Uses nothing up, and says nothing of a token that has been used: that is for
+    /// [`Self::redeem`], once there is room for the stream.
     ///
     /// # Errors
     /// [`Denied`] when no credential is there or none holds; counted.
-    pub async fn authorise_stream(&self, credentials: &StreamCredentials<'_>) -> Result<Principal, Denied> {
-        let outcome = self.stream_principal(credentials).await;
-        self.count(outcome)
+    pub async fn authorise_stream(&self, credentials: &StreamCredentials<'_>) -> Result<Checked, Denied> {
+        let checked = self.check(credentials).await;
+        if let Err(denied) = &checked {
+            self.count_denied(*denied);
+        }
+        checked
     }
 
-    async fn stream_principal(&self, credentials: &StreamCredentials<'_>) -> Result<Principal, Denied> {
+    /// The principal of a stream that has room. A single-use token is used up by this.
+    ///
+    /// # Errors
+    /// [`Denied`] when the token has been used before; counted.
+    pub async fn redeem(&self, checked: Checked) -> Result<Principal, Denied> {
+        self.count(self.tokens.redeem(checked).await.map_err(Denied::Invalid))
+    }
+
+    async fn check(&self, credentials: &StreamCredentials<'_>) -> Result<Checked, Denied> {
         if let Some(principal) = credentials.header_token.and_then(|token| self.principal(token)) {
-            return Ok(principal);
+            return Ok(principal.into());
         }
         match (&credentials.query_token, credentials.header_token) {
             (None, None) => Err(Denied::Missing),
@@ -161,7 +173,7 @@ impl Authenticator {
                 if self.principal_in_query
                     && let Some(principal) = self.principal(token.as_bytes())
                 {
-                    return Ok(principal);
+                    return Ok(principal.into());
                 }
                 self.tokens.check(token).await.map_err(Denied::Invalid)
             }
@@ -173,18 +185,20 @@ impl Authenticator {
     }
 
     fn count(&self, outcome: Result<Principal, Denied>) -> Result<Principal, Denied> {
-        match outcome {
+        match &outcome {
             Ok(_) => {
                 self.metrics.auth_success.inc();
             }
-            Err(denied) => {
-                self.metrics.auth_failed(denied.reason());
-                if denied == Denied::Invalid(AuthFailure::Principal) {
-                    self.metrics.principal_invalid.inc();
-                }
-            }
+            Err(denied) => self.count_denied(*denied),
         }
         outcome
+    }
+
+    fn count_denied(&self, denied: Denied) {
+        self.metrics.auth_failed(denied.reason());
+        if denied == Denied::Invalid(AuthFailure::Principal) {
+            self.metrics.principal_invalid.inc();
+        }
     }
 }
 

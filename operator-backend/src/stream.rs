@@ -9,11 +9,13 @@ mod admission;
 pub mod cursor;
 mod feed;
 pub mod filter;
+mod frames;
 mod group;
 pub mod head;
 mod lane;
 mod listener;
 mod pace;
+mod patience;
 mod quota;
 mod shard;
 mod socket;
@@ -40,6 +42,7 @@ use self::{
     feed::Feed,
     group::{Groups, Signer},
     lane::Lane,
+    patience::Answering,
     quota::{Permit, Quota},
     shard::{Command, Common, Handle, Join},
 };
@@ -202,7 +205,8 @@ impl Engine {
         let correlation = correlation.unwrap_or_else(|| CorrelationId::of(&parts.headers));
         let (group, permit, beginning, feed) = self.begin(admitted, Vec::new(), correlation.as_str());
         let common = Arc::clone(&self.0.common);
-        let mut response = Response::new(self.0.lane.open(common, group, permit, beginning, feed));
+        let answering = parts.extensions.get::<Arc<Answering>>().cloned();
+        let mut response = Response::new(self.0.lane.open(common, group, permit, beginning, feed, answering));
         stream_headers(response.headers_mut());
         response
     }

@@ -106,6 +106,21 @@ pub struct CacheStats {
     pub sample_tokens: Vec<String>,
 }
 
+/// A token that holds; see [`Tokens::redeem`].
+pub struct Checked {
+    /// Whose it is.
+    pub principal: Principal,
+    /// What is to be redeemed.
+    redeemable: Option<(TokenId, Option<Claims>)>,
+}
+
+impl From<Principal> for Checked {
+    /// What needs no redemption.
+    fn from(principal: Principal) -> Self {
+        Self { principal, redeemable: None }
+    }
+}
+
 impl Tokens {
     /// Tokens with the store that `link` leads to, or alone in memory.
     #[must_use]
@@ -159,11 +174,11 @@ impl Tokens {
         token
     }
 
-    /// The principal that a token belongs to; redeems the token when tokens are for single use.
+    /// What a token is good for. One for single use is not used up by this, and may have been before.
     ///
     /// # Errors
     /// Why the token does not hold.
-    pub async fn check(&self, text: &str) -> Result<Principal, AuthFailure> {
+    pub async fn check(&self, text: &str) -> Result<Checked, AuthFailure> {
         let inner = &*self.0;
         let token = TokenId::parse(text).ok_or(AuthFailure::Malformed)?;
         let claims = {
@@ -177,7 +192,28 @@ impl Tokens {
         if claims.is_none() && !inner.ends_by_itself(token).await {
             return Err(AuthFailure::Unknown);
         }
-        if inner.single_use { inner.redeem(token, claims).await } else { inner.look_up(token, claims).await }
+        if !inner.single_use {
+            let principal = inner.look_up(token, claims).await?;
+            return Ok(Checked { principal, redeemable: None });
+        }
+        // Its signature suffices for now: what Redis holds is asked for when it is redeemed.
+        let principal = match &claims {
+            Some(claims) => claims.principal.clone(),
+            None => inner.look_up(token, None).await?,
+        };
+        Ok(Checked { principal, redeemable: Some((token, claims)) })
+    }
+
+    /// Uses a token up, if it is for single use; the principal that it belongs to.
+    ///
+    /// # Errors
+    /// Why the token does not hold, above all because it has been used.
+    pub async fn redeem(&self, checked: Checked) -> Result<Principal, AuthFailure> {
+        let Checked { principal, redeemable } = checked;
+        match redeemable {
+            Some((token, claims)) => self.0.redeem(token, claims).await,
+            None => Ok(principal),
+        }
     }
 
     /// Number of tokens issued since the start.

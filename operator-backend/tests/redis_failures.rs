@@ -18,7 +18,7 @@ use std::{
 };
 
 use common::{
-    Backend, PRINCIPAL_TOKEN, Proxy, RedisServer, eventually,
+    Backend, Failure, PRINCIPAL_TOKEN, Proxy, RedisServer, eventually,
     load::{self, Sample},
 };
 use rstest::rstest;
@@ -33,48 +33,6 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// The tests that measure latency run one at a time.
 static QUIET: Mutex<()> = Mutex::const_new(());
-
-#[derive(Clone, Copy, Debug)]
-enum Failure {
-    Killed,
-    Stopped,
-    Paused,
-    Unreachable,
-    OutOfMemory,
-}
-
-impl Failure {
-    /// How long each failure lasts.
-    const LENGTH: Duration = Duration::from_secs(2);
-
-    fn redis(self) -> RedisServer {
-        if matches!(self, Self::Unreachable) { RedisServer::behind_a_line() } else { RedisServer::start() }
-    }
-
-    fn begin(self, redis: &mut RedisServer) {
-        match self {
-            Self::Killed => redis.kill(),
-            Self::Stopped => redis.freeze(),
-            Self::Paused => assert_eq!(
-                redis.cli(&["CLIENT", "PAUSE", &Self::LENGTH.as_millis().to_string(), "ALL"]),
-                "OK"
-            ),
-            Self::Unreachable => redis.line().drop_packets(),
-            Self::OutOfMemory => assert_eq!(redis.cli(&["CONFIG", "SET", "maxmemory", "1"]), "OK"),
-        }
-    }
-
-    fn end(self, redis: &mut RedisServer) {
-        match self {
-            Self::Killed => redis.restart(),
-            Self::Stopped => redis.thaw(),
-            // Ends by itself.
-            Self::Paused => {}
-            Self::Unreachable => redis.line().pass_packets(),
-            Self::OutOfMemory => assert_eq!(redis.cli(&["CONFIG", "SET", "maxmemory", "0"]), "OK"),
-        }
-    }
-}
 
 /// What one failure did to issuance, and what the control, another process that has no Redis, did meanwhile: what
 /// the machine stalls is not ours.

@@ -106,7 +106,8 @@ async fn however_much_was_redeemed_without_redis_it_is_told_and_used_again() {
     let tokens = Tokens::new(&config.token, identities, clock, Some(link.clone()), metrics);
     for _ in 0..COUNT {
         let token = tokens.issue(&principal).await;
-        assert!(tokens.check(token.encode(&mut [0; TOKEN_LENGTH])).await.is_ok());
+        let checked = tokens.check(token.encode(&mut [0; TOKEN_LENGTH])).await.ok().unwrap();
+        assert!(tokens.redeem(checked).await.is_ok());
     }
     let replayed = tokens.clone();
     let supervisor = tokio::spawn(link.clone().supervise(move || replayed.replay()));

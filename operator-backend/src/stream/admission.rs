@@ -30,6 +30,7 @@ use crate::{
     identity::Principal,
     limits::address_key,
     metrics::{Metrics, Refusal},
+    token::Checked,
 };
 
 /// Decides about every request for a stream.
@@ -51,10 +52,27 @@ pub(super) struct Admitted {
     pub(super) resume: Option<Feed>,
 }
 
+/// What opens a stream.
+enum Credential {
+    /// A cursor in force, its principal's own for this filter.
+    Cursor(Principal),
+    /// A token of either kind.
+    Token(Checked),
+}
+
+impl Credential {
+    fn principal(&self) -> &Principal {
+        match self {
+            Self::Cursor(principal) => principal,
+            Self::Token(checked) => &checked.principal,
+        }
+    }
+}
+
 impl Door {
     /// Lets the request in, or gives the answer that refuses it.
     pub(super) async fn admit(&self, parts: &Parts) -> Result<Admitted, Response> {
-        // Before any credential is looked at: a refusal must not use up a single-use token.
+        // At once, without a look at any credential: what a reconnect storm meets.
         if self.draining.load(Ordering::SeqCst) {
             return Err(self.refuse(parts, Refusal::Draining));
         }
@@ -68,52 +86,63 @@ impl Door {
         let text = in_header.or(in_query.as_deref().map(str::as_bytes)).filter(|text| !text.is_empty());
         let presented = text.and_then(|text| Presented::parse(std::str::from_utf8(text).ok()?));
 
-        let (principal, resumes) = self
-            .authorise(parts, &filter, presented.as_ref())
-            .await
-            .map_err(|denied| ErrorAnswer::from(denied).into_response())?;
+        let denied = |denied| ErrorAnswer::from(denied).into_response();
+        let credential = self.authorise(parts, &filter, presented.as_ref()).await.map_err(denied)?;
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let peer = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip());
+        let address = address_key(self.proxies.client(peer, &parts.headers));
+        // The room comes before the redemption: a stream that is refused uses up no single-use token.
+        let permit = self
+            .quota
+            .take(credential.principal(), address)
+            .map_err(|refusal| self.refuse(parts, refusal))?;
+        let (principal, resumes) = match credential {
+            Credential::Cursor(principal) => {
+                self.metrics.auth_success.inc();
+                (principal, true)
+            }
+            Credential::Token(checked) => {
+                let principal = self.authenticator.redeem(checked).await.map_err(denied)?;
+                let keys = self.authenticator.identities().keys().load();
+                let is_own = |cursor: &Presented| cursor.verify(&keys, &principal, &filter.canonical());
+                let resumes = presented.as_ref().is_some_and(is_own);
+                (principal, resumes)
+            }
+        };
         let resume = text.map(|_| match &presented {
             Some(cursor) if resumes => Feed::After(cursor.place),
             _ => Feed::Unknown,
         });
-        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
-        let peer = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0.ip());
-        let address = address_key(self.proxies.client(peer, &parts.headers));
-        let permit = self.quota.take(&principal, address).map_err(|refusal| self.refuse(parts, refusal))?;
         self.metrics.streams_opened.inc();
         Ok(Admitted { group: self.groups.join(principal, filter), permit, resume })
     }
 
-    /// The principal, and whether the presented cursor is its own for this filter. A cursor that is in force
-    /// opens the stream again by itself, since a browser comes back with the query's token long expired; it
-    /// is looked at first, so that a reconnect storm costs no look-up and no refused token is counted.
+    /// What opens the stream. A cursor that is in force opens it again by itself, since a browser comes back with the
+    /// query's token long expired; it is looked at first, so that a reconnect storm costs no look-up and no
+    /// refused token is counted.
     async fn authorise(
         &self,
         parts: &Parts,
         filter: &Filter,
         presented: Option<&Presented>,
-    ) -> Result<(Principal, bool), Denied> {
+    ) -> Result<Credential, Denied> {
         let credentials = StreamCredentials::of(&parts.uri, &parts.headers);
         let identities = self.authenticator.identities();
-        let canonical = filter.canonical();
-        let keys = identities.keys().load();
         if let Some(cursor) = presented
             && credentials.header_token.is_none()
             && cursor.is_in_force(cursor::now())
         {
+            let (keys, canonical) = (identities.keys().load(), filter.canonical());
             let principals = identities.principals();
             let owner = principals
                 .iter()
                 .filter(|principal| cursor.hints_at(principal))
                 .find(|principal| cursor.verify(&keys, principal, &canonical));
             if let Some(owner) = owner {
-                self.metrics.auth_success.inc();
-                return Ok((owner.clone(), true));
+                return Ok(Credential::Cursor(owner.clone()));
             }
         }
-        let principal = self.authenticator.authorise_stream(&credentials).await?;
-        let own = presented.is_some_and(|cursor| cursor.verify(&keys, &principal, &canonical));
-        Ok((principal, own))
+        self.authenticator.authorise_stream(&credentials).await.map(Credential::Token)
     }
 
     /// The refusal of a stream, which each kind of client understands as "later".

@@ -28,7 +28,7 @@ pub(super) enum Feed {
 
 /// What a stream does next.
 pub(super) enum Step {
-    /// Send this, then ask again.
+    /// Send this, then ask again. Empty where nothing was for this stream: what is asked at once is bounded.
     Send(Bytes),
     /// Everything before the limit has been sent.
     Reached,
@@ -88,9 +88,6 @@ impl Feed {
         *self = Self::At(position + taken);
         metrics.deliveries.inc_by(encoded.events.into());
         metrics.gaps.inc_by(encoded.gaps.into());
-        if encoded.bytes.is_empty() && taken > 0 {
-            return self.step(group, mirror, limit, metrics);
-        }
         Step::Send(encoded.bytes)
     }
 }

@@ -5,8 +5,8 @@ use std::{
     collections::HashMap,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -16,15 +16,19 @@ use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::Frame;
 use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, sleep_until, timeout},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
     feed::{Feed, Step},
     group::Group,
+    patience::Answering,
     quota::Permit,
-    shard::{Common, SLOW_DEADLINE},
+    shard::{Common, LAST_WORD, SLOW_DEADLINE},
     wire,
 };
 use crate::identity::Principals;
@@ -39,15 +43,20 @@ enum Ending {
     Revoked,
 }
 
-/// The open streams by number: what each belongs to, and the way to end it.
-type Open = HashMap<u64, (Arc<Group>, watch::Sender<Ending>)>;
-
 /// The streams in the lane.
 #[derive(Default)]
 pub(super) struct Lane {
-    streams: Mutex<Open>,
-    next: AtomicU64,
-    draining: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// By number: what each belongs to, and the way to end it.
+    streams: HashMap<u64, (Arc<Group>, watch::Sender<Ending>)>,
+    next: u64,
+    draining: bool,
+    /// The principals that are left, as soon as there has been a change.
+    kept: Option<Arc<Principals>>,
 }
 
 impl Lane {
@@ -59,58 +68,46 @@ impl Lane {
         permit: Permit,
         beginning: Bytes,
         feed: Feed,
+        answering: Option<Arc<Answering>>,
     ) -> Body {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let ending = watch::Sender::new(Ending::Never);
-        let endings = ending.subscribe();
-        self.lock().insert(number, (Arc::clone(&group), ending));
-        if self.draining.load(Ordering::SeqCst) {
-            self.end(number, Ending::Drain(Instant::now()));
-        }
+        let (number, endings) = self.lock().insert(Arc::clone(&group));
         let (sender, receiver) = mpsc::channel(1);
-        let stream = Stream { common, group, feed, sender, endings };
+        let is_cut = Arc::new(AtomicBool::new(false));
+        let body = Received { receiver, is_cut: Arc::clone(&is_cut) };
+        let stream = Stream { common, group, feed, sender, behind: None, is_cut, answering };
         let lane = Arc::clone(self);
         tokio::spawn(async move {
-            stream.run(beginning).await;
-            lane.lock().remove(&number);
+            stream.run(beginning, endings).await;
+            lane.lock().streams.remove(&number);
             drop(permit);
         });
-        Body::new(Received(receiver))
+        Body::new(body)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn end(&self, number: u64, ending: Ending) {
-        if let Some((_, endings)) = self.lock().get(&number) {
-            endings.send_replace(ending);
-        }
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn streams(&self) -> usize {
-        self.lock().len()
+        self.lock().streams.len()
     }
 
     /// Closes all streams over the window, and those that come at once.
     pub(super) fn drain(&self, window: Duration) {
-        self.draining.store(true, Ordering::SeqCst);
-        self.shed(usize::MAX, window);
+        let mut state = self.lock();
+        state.draining = true;
+        state.shed(usize::MAX, window);
     }
 
     /// Closes up to `count` streams evenly over the window.
     pub(super) fn shed(&self, count: usize, window: Duration) {
-        let streams = self.lock();
-        let count = u32::try_from(count.min(streams.len())).unwrap_or(u32::MAX);
-        let now = Instant::now();
-        for (number, (_, endings)) in (1..=count).zip(streams.values()) {
-            endings.send_replace(Ending::Drain(now + window.mul_f64(f64::from(number) / f64::from(count))));
-        }
+        self.lock().shed(count, window);
     }
 
     pub(super) fn cancel_drain(&self) {
-        self.draining.store(false, Ordering::SeqCst);
-        for (_, endings) in self.lock().values() {
+        let mut state = self.lock();
+        state.draining = false;
+        for (_, endings) in state.streams.values() {
             endings.send_if_modified(|ending| {
                 let drains = matches!(ending, Ending::Drain(_));
                 if drains {
@@ -121,11 +118,39 @@ impl Lane {
         }
     }
 
-    pub(super) fn keep(&self, principals: &Principals) {
-        for (group, endings) in self.lock().values() {
+    /// Closes the streams of everybody else, those too that are on their way.
+    pub(super) fn keep(&self, principals: &Arc<Principals>) {
+        let mut state = self.lock();
+        for (group, endings) in state.streams.values() {
             if principals.named(group.principal.name()).is_none() {
                 endings.send_replace(Ending::Revoked);
             }
+        }
+        state.kept = Some(Arc::clone(principals));
+    }
+}
+
+impl State {
+    fn insert(&mut self, group: Arc<Group>) -> (u64, watch::Receiver<Ending>) {
+        let is_kept = |kept: &Arc<Principals>| kept.named(group.principal.name()).is_some();
+        let ending = if !self.kept.as_ref().is_none_or(is_kept) {
+            Ending::Revoked
+        } else if self.draining {
+            Ending::Drain(Instant::now())
+        } else {
+            Ending::Never
+        };
+        let (sender, endings) = watch::channel(ending);
+        self.next += 1;
+        self.streams.insert(self.next, (group, sender));
+        (self.next, endings)
+    }
+
+    fn shed(&self, count: usize, window: Duration) {
+        let count = u32::try_from(count.min(self.streams.len())).unwrap_or(u32::MAX);
+        let now = Instant::now();
+        for (number, (_, endings)) in (1..=count).zip(self.streams.values()) {
+            endings.send_replace(Ending::Drain(now + window.mul_f64(f64::from(number) / f64::from(count))));
         }
     }
 }
@@ -135,11 +160,28 @@ struct Stream {
     group: Arc<Group>,
     feed: Feed,
     sender: mpsc::Sender<Bytes>,
-    endings: watch::Receiver<Ending>,
+    /// Since when the server has taken less than there is.
+    behind: Option<Instant>,
+    is_cut: Arc<AtomicBool>,
+    answering: Option<Arc<Answering>>,
 }
 
 impl Stream {
-    async fn run(mut self, beginning: Bytes) {
+    async fn run(mut self, beginning: Bytes, endings: watch::Receiver<Ending>) {
+        let common = Arc::clone(&self.common);
+        // Whatever the stream is waiting for when its end comes, it has handed over whole events only.
+        let last = tokio::select! {
+            biased;
+            () = self.follow(beginning) => return,
+            last = last_word(&common, endings) => last,
+        };
+        if timeout(LAST_WORD, self.sender.send(last)).await.is_err() {
+            self.give_up();
+        }
+    }
+
+    /// Sends what there is until the client has gone, or does not read.
+    async fn follow(&mut self, beginning: Bytes) {
         let interval = self.common.heartbeat;
         let mut beat = Instant::now() + interval.mul_f64(rand::random_range(0.0..1.0));
         let mut changes = self.common.mirror.subscribe();
@@ -150,6 +192,10 @@ impl Stream {
             changes.mark_unchanged();
             let (limit, place) = self.common.mirror.end();
             let place = match self.feed.step(&self.group, &self.common.mirror, limit, &self.common.metrics) {
+                Step::Send(bytes) if bytes.is_empty() => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 Step::Send(bytes) => {
                     if !self.send(bytes).await {
                         return;
@@ -159,24 +205,10 @@ impl Stream {
                 Step::Reached => place,
                 Step::Wait => None,
             };
-            let until = *self.endings.borrow_and_update();
-            let end = match until {
-                Ending::Revoked => {
-                    self.send(wire::error("principal_removed")).await;
-                    return;
-                }
-                Ending::Drain(moment) => Some(moment),
-                Ending::Never => None,
-            };
+            self.behind = None;
             tokio::select! {
                 alive = changes.changed() => if alive.is_err() { return },
-                alive = self.endings.changed() => if alive.is_err() { return },
                 () = self.sender.closed() => return,
-                () = sleep_until(end.unwrap_or(beat)), if end.is_some_and(|end| end <= beat) => {
-                    self.common.metrics.drain_closed.inc();
-                    self.send(wire::drain(wire::jittered(self.common.retry, 0.5, 1.5))).await;
-                    return;
-                }
                 () = sleep_until(beat) => {
                     beat += interval;
                     if !self.send(self.group.heartbeat(place)).await {
@@ -187,27 +219,75 @@ impl Stream {
         }
     }
 
-    /// `false` when the client has gone, or does not read.
-    async fn send(&self, bytes: Bytes) -> bool {
-        if let Ok(outcome) = timeout(SLOW_DEADLINE, self.sender.send(bytes)).await {
+    /// `false` when the client has gone, or has not caught up in time.
+    async fn send(&mut self, bytes: Bytes) -> bool {
+        let bytes = match self.sender.try_send(bytes) {
+            Ok(()) => return true,
+            Err(TrySendError::Closed(_)) => return false,
+            Err(TrySendError::Full(bytes)) => bytes,
+        };
+        let since = *self.behind.get_or_insert_with(Instant::now);
+        if let Ok(outcome) = timeout_at(since + SLOW_DEADLINE, self.sender.send(bytes)).await {
             return outcome.is_ok();
         }
         self.common.metrics.slow_clients_cut.inc();
+        self.give_up();
         false
+    }
+
+    /// The client does not read what it was sent: nothing more will reach it.
+    fn give_up(&self) {
+        self.is_cut.store(true, Ordering::SeqCst);
+        if let Some(answering) = &self.answering {
+            answering.give_up();
+        }
+    }
+}
+
+/// Resolves when a stream is to end, with what it is told then.
+async fn last_word(common: &Common, mut endings: watch::Receiver<Ending>) -> Bytes {
+    loop {
+        let ending = *endings.borrow_and_update();
+        let changed = match ending {
+            Ending::Revoked => return wire::error("principal_removed"),
+            Ending::Drain(moment) => tokio::select! {
+                () = sleep_until(moment) => {
+                    common.metrics.drain_closed.inc();
+                    return wire::drain(wire::jittered(common.retry, 0.5, 1.5));
+                }
+                changed = endings.changed() => changed,
+            },
+            Ending::Never => endings.changed().await,
+        };
+        if changed.is_err() {
+            // Its sender lives as long as the stream is listed, which is as long as it runs.
+            std::future::pending::<()>().await;
+        }
     }
 }
 
 /// What the task sends, as a body.
-struct Received(mpsc::Receiver<Bytes>);
+struct Received {
+    receiver: mpsc::Receiver<Bytes>,
+    is_cut: Arc<AtomicBool>,
+}
+
+/// The stream of a client that does not read does not end as if it were complete.
+#[derive(Debug, thiserror::Error)]
+#[error("the client does not read")]
+struct Cut;
 
 impl hyper::body::Body for Received {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = Cut;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.0.poll_recv(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.receiver.poll_recv(context).map(|bytes| match bytes {
+            Some(bytes) => Some(Ok(Frame::data(bytes))),
+            None => self.is_cut.load(Ordering::SeqCst).then_some(Err(Cut)),
+        })
     }
 }

@@ -2,9 +2,11 @@
 //! else, with the bytes read so far, to the HTTP server.
 
 use std::{
+    convert::Infallible,
     io::Write as _,
     net::SocketAddr,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,10 +20,14 @@ use axum::{
 };
 use bytes::{Buf, Bytes};
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::Incoming,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
+    service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -33,7 +39,9 @@ use tokio::{
 use super::{
     Engine,
     admission::stream_headers,
+    frames::Frames,
     head::{self, Head},
+    patience::{Answer, HEAD_DEADLINE, Overdue, Patience},
     socket,
 };
 use crate::{
@@ -42,11 +50,6 @@ use crate::{
     correlation::{CORRELATION_HEADER, CorrelationId},
 };
 
-/// How long the head of a first request may take to arrive.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a connection may be idle between requests; longer than the pools of common proxies keep one
-/// without using it, so that it is they who close.
-const IDLE: Duration = Duration::from_secs(90);
 /// How long a refused client may take to fetch its answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -199,16 +202,25 @@ impl Connection {
 
     async fn hand_over(self, socket: TcpStream, read: Vec<u8>) {
         let Self { router, peer, mut stopped, .. } = self;
-        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(ConnectInfo(peer));
-            let mut router = router.clone();
-            async move { tower_call(&mut router, request.map(Body::new)).await }
-        });
+        let frames = read.strip_prefix(head::PREFACE);
+        let patience = Patience::new(frames.unwrap_or(&read), frames.map(|_| Frames::default()));
+        let service = {
+            let patience = Arc::clone(&patience);
+            service_fn(move |mut request: hyper::Request<Incoming>| {
+                let answering = patience.answer();
+                request.extensions_mut().insert(ConnectInfo(peer));
+                request.extensions_mut().insert(Arc::clone(&answering));
+                let router = TowerToHyperService::new(router.clone());
+                async move {
+                    let response = router.call(request.map(Body::new)).await?;
+                    Ok::<_, Infallible>(response.map(|body| Answer { body, _answering: answering }))
+                }
+            })
+        };
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE)
+            .header_read_timeout(None)
             .max_buf_size(head::LARGEST)
             .http2()
             .timer(TokioTimer::new())
@@ -216,25 +228,21 @@ impl Connection {
             .max_header_list_size(16 * 1024)
             .keep_alive_interval(Duration::from_secs(15))
             .keep_alive_timeout(Duration::from_secs(10));
-        let io = TokioIo::new(Rewound { read: read.into(), socket });
-        let connection = builder.serve_connection(io, service);
-        let mut connection = pin!(connection);
+        let io = TokioIo::new(Rewound { read: read.into(), socket, patience: Arc::clone(&patience) });
+        let mut connection = pin!(builder.serve_connection(io, service));
+        // The connection comes first: what it does decides how long there is patience with it. A peer that
+        // misbehaves or goes away is no event worth a line.
         tokio::select! {
-            // A peer that misbehaves or goes away is no event worth a line.
+            biased;
             _ = connection.as_mut() => return,
+            overdue = patience.overdue() => match overdue {
+                Overdue::Hopeless => return,
+                Overdue::Idle => connection.as_mut().graceful_shutdown(),
+            },
             _ = stopped.changed() => connection.as_mut().graceful_shutdown(),
         }
-        let _ = connection.await;
+        let _ = timeout(ANSWER_DEADLINE, connection).await;
     }
-}
-
-/// Routes one request; a router answers every request.
-async fn tower_call(
-    router: &mut Router,
-    request: axum::extract::Request,
-) -> Result<Response, std::convert::Infallible> {
-    use hyper::service::Service;
-    hyper_util::service::TowerToHyperService::new(router.clone()).call(request).await
 }
 
 /// Reads until the first request's head is whole, is none, or is too large.
@@ -289,10 +297,11 @@ fn render(response: &Response, length: Option<usize>) -> Vec<u8> {
     out
 }
 
-/// A socket of which some bytes have been read already.
+/// A socket of which some bytes have been read already, and which tells what is read.
 struct Rewound {
     read: Bytes,
     socket: TcpStream,
+    patience: Arc<Patience>,
 }
 
 impl AsyncRead for Rewound {
@@ -302,7 +311,12 @@ impl AsyncRead for Rewound {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         if self.read.is_empty() {
-            return Pin::new(&mut self.socket).poll_read(context, buffer);
+            let before = buffer.filled().len();
+            let outcome = Pin::new(&mut self.socket).poll_read(context, buffer);
+            if let Some(read @ [_, ..]) = buffer.filled().get(before..) {
+                self.patience.read(read);
+            }
+            return outcome;
         }
         let count = self.read.len().min(buffer.remaining());
         buffer.put_slice(self.read.get(..count).unwrap_or_default());

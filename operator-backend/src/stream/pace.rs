@@ -16,8 +16,8 @@ impl Pace {
         Self { began, window, total, done: 0 }
     }
 
-    /// How many closings are due at `now`; they count as done.
-    pub(super) fn due(&mut self, now: Instant) -> usize {
+    /// How many closings are due at `now`, up to `most`; they count as done.
+    pub(super) fn due(&mut self, now: Instant, most: usize) -> usize {
         let elapsed = now.saturating_duration_since(self.began);
         let target = if elapsed >= self.window {
             self.total
@@ -25,7 +25,7 @@ impl Pace {
             let share = self.total as u128 * elapsed.as_micros() / self.window.as_micros().max(1);
             usize::try_from(share).unwrap_or(self.total)
         };
-        let due = target.saturating_sub(self.done);
+        let due = target.saturating_sub(self.done).min(most);
         self.done += due;
         due
     }
@@ -59,12 +59,27 @@ mod tests {
             let (mut closed, mut steps) = (0, 0);
             while let Some(due) = pace.next_due() {
                 prop_assert!(due <= began + window);
-                closed += pace.due(due);
+                closed += pace.due(due, usize::MAX);
                 steps += 1;
                 let even = float(total) * (due - began).as_secs_f64() / window.as_secs_f64();
                 let rounding = 2.0 * float(total) / (window.as_secs_f64() * 1e6);
                 prop_assert!((float(closed) - even).abs() <= 1.0 + rounding);
                 prop_assert!(steps <= total);
+            }
+            prop_assert_eq!(closed, total);
+        }
+
+        #[test]
+        fn closings_that_are_late_come_in_portions_at_once(total in 1_usize..2000, most in 1_usize..200) {
+            let began = Instant::now();
+            let mut pace = Pace::new(began, Duration::from_secs(1), total);
+            let late = began + Duration::from_mins(1);
+            let mut closed = 0;
+            while let Some(due) = pace.next_due() {
+                prop_assert!(due <= late);
+                let portion = pace.due(late, most);
+                prop_assert!((1..=most).contains(&portion));
+                closed += portion;
             }
             prop_assert_eq!(closed, total);
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 /// Slots around the interval: 59 ms apart at 15 s.
 const SLOTS: usize = 256;
+const LAST_SLOT: u32 = 255;
 
 /// Where a stream sits.
 #[derive(Clone, Copy, Default)]
@@ -61,19 +62,23 @@ impl Wheel {
         Some(self.due + self.width * u32::try_from(ahead).unwrap_or(0))
     }
 
-    /// Everybody whose slot is due by `now`. After a pause longer than the interval each is due once.
-    pub(super) fn turn(&mut self, now: Instant, mut due: impl FnMut(u32)) {
-        let mut turned = 0;
-        while self.due <= now {
-            if turned < SLOTS {
-                self.slots.get(self.next).into_iter().flatten().for_each(|token| due(*token));
+    /// Everybody whose slot is due by `now`, slot by slot until that is at least `most`; the others stay due. After
+    /// a pause longer than the interval each is due once.
+    pub(super) fn turn(&mut self, now: Instant, most: usize, mut due: impl FnMut(u32)) {
+        if let Some(oldest) = now.checked_sub(self.width * LAST_SLOT)
+            && self.due < oldest
+        {
+            self.due = oldest;
+        }
+        let mut given = 0;
+        while self.due <= now && given < most {
+            let slot = self.slots.get(self.next).map(Vec::as_slice).unwrap_or_default();
+            given += slot.len();
+            for number in slot {
+                due(*number);
             }
-            turned += 1;
             self.next = (self.next + 1) % SLOTS;
             self.due += self.width;
-            if turned > 2 * SLOTS {
-                self.due = now + self.width;
-            }
         }
     }
 }
@@ -94,7 +99,7 @@ mod tests {
         let (mut counts, mut largest) = (vec![0; 1000], 0);
         for step in 1..=2560_u32 {
             let mut burst = 0;
-            wheel.turn(start + interval * step / 256, |token| {
+            wheel.turn(start + interval * step / 256, usize::MAX, |token| {
                 counts[token as usize] += 1;
                 burst += 1;
             });
@@ -110,8 +115,25 @@ mod tests {
         let mut wheel = Wheel::new(Duration::from_secs(1), start);
         wheel.sit(7);
         let mut due = 0;
-        wheel.turn(start + Duration::from_hours(1), |_| due += 1);
+        wheel.turn(start + Duration::from_hours(1), usize::MAX, |_| due += 1);
         assert_eq!(due, 1);
+    }
+
+    #[test]
+    fn who_is_not_given_in_one_turn_is_due_in_the_next() {
+        let (start, interval) = (Instant::now(), Duration::from_secs(1));
+        let mut wheel = Wheel::new(interval, start);
+        (0..1000).for_each(|number| {
+            wheel.sit(number);
+        });
+        let (now, mut given) = (start + interval, Vec::new());
+        while wheel.next_due().is_some_and(|due| due <= now) {
+            let before = given.len();
+            wheel.turn(now, 10, |number| given.push(number));
+            assert!((1..100).contains(&(given.len() - before)), "{} at once", given.len() - before);
+        }
+        given.sort_unstable();
+        assert_eq!(given, (0..1000).collect::<Vec<_>>());
     }
 
     proptest! {
@@ -129,7 +151,7 @@ mod tests {
                 }
             }
             let mut due = Vec::new();
-            wheel.turn(start + Duration::from_secs(1), |token| due.push(token as usize));
+            wheel.turn(start + Duration::from_secs(1), usize::MAX, |token| due.push(token as usize));
             due.sort_unstable();
             let stayed: Vec<usize> = (0..leaving.len()).filter(|token| !leaving[*token]).collect();
             prop_assert_eq!(due, stayed);

@@ -7,6 +7,12 @@ use serde_json::json;
 
 use crate::events::{Event, Gap};
 
+/// Largest `snapshot` event, bytes: a new stream waits with it in memory until its client reads.
+#[cfg(test)]
+const LARGEST_SNAPSHOT: usize = 64 * 1024;
+/// Of that for its events: a cursor, a correlation id and the rest need less than a kibibyte.
+const SNAPSHOT_EVENTS: usize = 63 * 1024;
+
 fn now() -> String {
     format!("{:.3}", jiff::Timestamp::now())
 }
@@ -24,37 +30,45 @@ pub(super) fn beginning(out: &mut Vec<u8>, retry: u32, id_line: &[u8], events: &
     );
 }
 
-/// The events of a snapshot as a JSON array.
+/// The `events` of a snapshot, oldest first, and `omitted` if there are some that it has no room for: as many of the
+/// latest as fit.
 pub(super) fn snapshot_events(events: &[Arc<Event>]) -> String {
-    let mut out = String::from("[");
-    for event in events {
-        if out.len() > 1 {
-            out.push(',');
+    let (mut fitting, mut bytes) = (Vec::new(), 0);
+    for event in events.iter().rev() {
+        let text = snapshot_event(event);
+        bytes += text.len() + 1;
+        if bytes > SNAPSHOT_EVENTS {
+            break;
         }
-        let _ = write!(out, "{{\"id\":\"{}\"", event.id);
-        let fields = [
-            ("event", event.name()),
-            ("topic", event.topic.as_deref()),
-            ("severity", event.severity.as_deref()),
-            ("module", event.module.as_deref()),
-        ];
-        for (name, value) in fields {
-            // Such names need no escapes.
-            if let Some(value) = value {
-                let _ = write!(out, ",\"{name}\":\"{value}\"");
-            }
-        }
-        let timestamp = i64::try_from(event.id.milliseconds)
-            .ok()
-            .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-        let _ = write!(
-            out,
-            ",\"timestamp\":\"{:.3}\",\"data\":{}}}",
-            timestamp.unwrap_or_default(),
-            event.data()
-        );
+        fitting.push(text);
     }
-    out.push(']');
+    let omitted = events.len() - fitting.len();
+    fitting.reverse();
+    let mut out = format!("[{}]", fitting.join(","));
+    if omitted > 0 {
+        let _ = write!(out, ",\"omitted\":{omitted}");
+    }
+    out
+}
+
+fn snapshot_event(event: &Event) -> String {
+    let mut out = format!("{{\"id\":\"{}\"", event.id);
+    let fields = [
+        ("event", event.name()),
+        ("topic", event.topic.as_deref()),
+        ("severity", event.severity.as_deref()),
+        ("module", event.module.as_deref()),
+    ];
+    for (name, value) in fields {
+        // Such names need no escapes.
+        if let Some(value) = value {
+            let _ = write!(out, ",\"{name}\":\"{value}\"");
+        }
+    }
+    let timestamp =
+        i64::try_from(event.id.milliseconds).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    let _ =
+        write!(out, ",\"timestamp\":\"{:.3}\",\"data\":{}}}", timestamp.unwrap_or_default(), event.data());
     out
 }
 
@@ -99,4 +113,45 @@ pub(super) fn jittered(retry: u32, from: f64, to: f64) -> u32 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let milliseconds = jittered as u32;
     milliseconds.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::{EntryId, Epoch, NewEvent};
+    use rstest::rstest;
+
+    fn event(number: u64, bytes: usize) -> Arc<Event> {
+        let body = format!(
+            r#"{{"event":"{0}","topic":"{0}","severity":"{0}","module":"{0}","data":"{1}"}}"#,
+            "n".repeat(128),
+            "x".repeat(bytes)
+        );
+        let new = NewEvent::parse(body.as_bytes()).unwrap();
+        let id = EntryId { milliseconds: 1_763_900_000_000 + number, sequence: u64::MAX };
+        Arc::new(Event::new(id, Epoch(1), number, new))
+    }
+
+    #[rstest]
+    #[case::small(&[100; 5], 5)]
+    #[case::three_fit(&[20_000; 5], 3)]
+    #[case::the_latest_is_too_large(&[10, 10, 10, 10, 64_000], 0)]
+    #[case::an_older_one_is_too_large(&[10, 10, 64_000, 10, 10], 2)]
+    fn a_snapshot_holds_as_many_of_the_latest_events_as_fit(#[case] sizes: &[usize], #[case] fitting: usize) {
+        let events: Vec<_> = (0..).zip(sizes).map(|(number, size)| event(number, *size)).collect();
+        let mut out = Vec::new();
+        let id_line = [b'x'; crate::stream::cursor::LONGEST + 5];
+        beginning(&mut out, 300_000, &id_line, &snapshot_events(&events), &"c".repeat(128));
+        assert!(out.len() <= LARGEST_SNAPSHOT, "{} bytes", out.len());
+        let text = String::from_utf8(out).unwrap();
+        let data = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+        let data: serde_json::Value = serde_json::from_str(data).unwrap();
+        let ids: Vec<_> =
+            data["events"].as_array().unwrap().iter().map(|event| event["id"].clone()).collect();
+        let latest: Vec<_> =
+            events.iter().skip(5 - fitting).map(|event| json!(event.id.to_string())).collect();
+        assert_eq!(ids, latest);
+        let omitted = (fitting < 5).then(|| json!(5 - fitting));
+        assert_eq!(data.get("omitted"), omitted.as_ref());
+    }
 }

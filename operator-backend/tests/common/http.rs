@@ -46,17 +46,30 @@ impl Answer {
 }
 
 impl Client {
-    /// A client of `http://127.0.0.1:port`.
+    /// A client of `http://127.0.0.1:port` over HTTP/1.1.
     pub(crate) fn new(port: u16) -> Self {
+        Self::with(port, |_| {})
+    }
+
+    /// The same over HTTP/2, which gives each stream the window that browsers and proxies begin with.
+    pub(crate) fn http2(port: u16) -> Self {
+        Self::with(port, |builder| {
+            builder.http2_only(true).http2_initial_stream_window_size(65_535);
+        })
+    }
+
+    fn with(port: u16, set: impl FnOnce(&mut legacy::Builder)) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
+        let mut builder = legacy::Client::builder(TokioExecutor::new());
         // Shorter than the servers' patience with an idle connection, which they would close under a request.
-        let pool = legacy::Client::builder(TokioExecutor::new())
+        builder
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(2))
-            .pool_max_idle_per_host(512)
-            .build(connector);
-        Self { pool, base: format!("http://127.0.0.1:{port}"), patience: PATIENCE }
+            .pool_max_idle_per_host(512);
+        set(&mut builder);
+        let base = format!("http://127.0.0.1:{port}");
+        Self { pool: builder.build(connector), base, patience: PATIENCE }
     }
 
     /// The same client, for a server that may take this long.
@@ -149,6 +162,11 @@ impl EventStream {
                 self.text.push_str(std::str::from_utf8(data).unwrap());
             }
         }
+    }
+
+    /// What has come of a block that is not whole.
+    pub(crate) fn rest(&self) -> &str {
+        &self.text
     }
 
     /// Reads until a block contains `what`.

@@ -4,12 +4,14 @@
 
 mod backend;
 mod browser;
+mod failure;
 mod http;
 pub(crate) mod load;
 mod namespace;
 mod proxy;
 mod redis_server;
 mod secrets;
+pub(crate) mod streams;
 
 use std::{
     path::{Path, PathBuf},
@@ -19,7 +21,9 @@ use std::{
 
 pub(crate) use backend::{Backend, PRINCIPAL_TOKEN, SIGNING_KEY};
 pub(crate) use browser::{Browser, Tab};
+pub(crate) use failure::Failure;
 pub(crate) use http::{Answer, Client, EventStream};
+pub(crate) use namespace::Namespace;
 pub(crate) use proxy::Proxy;
 pub(crate) use redis_server::RedisServer;
 pub(crate) use secrets::leaked;

@@ -1,5 +1,5 @@
-//! A network namespace with a server in it, behind a line whose packets can be dropped for real: no close and no
-//! refusal gets through, as when a node or a network vanishes.
+//! A network namespace with a server or clients in it, behind a line whose packets can be dropped for real: no close
+//! and no refusal gets through, as when a node or a network vanishes.
 
 use std::{
     net::Ipv4Addr,
@@ -38,6 +38,11 @@ impl Namespace {
     /// Where a server inside is reached.
     pub(crate) fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// Where this side of the line is reached from inside.
+    pub(crate) fn near_address(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.address) - 1)
     }
 
     /// A command that runs inside.
