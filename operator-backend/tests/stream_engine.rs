@@ -341,6 +341,35 @@ async fn a_later_head_that_never_ends_is_given_up_after_10_s(#[case] first: Vec<
     assert!(begun.elapsed() > Duration::from_secs(9), "closed after {:?}", begun.elapsed());
 }
 
+/// The HTTP server's own answers, which no route sees: bare, as docs/protocol.md says.
+#[rstest]
+#[case::no_http(false, "hello\r\n\r\n".to_owned(), "400")]
+#[case::a_later_one_that_is_none(true, "GET / HTTP/9.9\r\n\r\n".to_owned(), "400")]
+#[case::a_later_one_that_is_too_large(true, format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "a".repeat(40_000)), "431")]
+#[case::too_many_fields(true, format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(101)), "431")]
+#[tokio::test]
+async fn what_cannot_be_read_as_a_request_gets_a_bare_answer(
+    #[case] is_later: bool,
+    #[case] head: String,
+    #[case] status: &str,
+) {
+    let backend = Backend::alone(&[]);
+    let mut socket = TcpStream::connect(("127.0.0.1", backend.port())).await.unwrap();
+    if is_later {
+        socket.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut buffer = [0; 4096];
+        let read = timeout(SOON, socket.read(&mut buffer)).await.expect("an answer").unwrap();
+        assert!(buffer[..read].ends_with(b"}"));
+    }
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // The connection may be reset behind the answer: not all of the head was read.
+    let _ = timeout(SOON, socket.read_to_end(&mut answer)).await.expect("the connection ends");
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.ends_with("\r\n\r\n"), "{answer}");
+    assert!(!answer.to_ascii_lowercase().contains("x-correlation-id"), "{answer}");
+}
+
 #[tokio::test]
 async fn a_request_behind_the_first_one_is_answered_too() {
     let backend = Backend::alone(&[]);

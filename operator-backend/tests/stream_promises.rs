@@ -289,7 +289,7 @@ async fn drain(carrier: Carrier) -> [u32; 10] {
 
 /// R12: clients that do not read delay the end of nobody else's stream, nor that of the process.
 #[rstest]
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r12_a_drain_is_in_time_with_clients_that_do_not_read(
     #[values(Carrier::Engine, Carrier::Reused, Carrier::Http2)] carrier: Carrier,
 ) {

@@ -104,7 +104,7 @@ impl Turns {
 
 /// What a client can read now.
 fn read(client: &mut std::net::TcpStream) -> String {
-    let (mut text, mut buffer) = (Vec::new(), [0; 64 * 1024]);
+    let (mut text, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
     loop {
         match client.read(&mut buffer) {
             Ok(0) => break,
