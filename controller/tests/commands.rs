@@ -1,4 +1,10 @@
 //! `plan`, `why` and `replay` as a person calls them: the real binary, with good input and bad.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on panics"
+)]
 
 use std::{
     io::{Read, Write},
