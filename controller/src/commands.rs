@@ -223,7 +223,7 @@ fn read_cluster(path: &Path) -> Result<VX11Cluster, CommandError> {
         let value = <serde_yaml::Value as serde::Deserialize>::deserialize(document)
             .map_err(|error| no_cluster(error.to_string()))?;
         if value.get("kind").and_then(serde_yaml::Value::as_str) == Some("VX11Cluster") {
-            return serde_yaml::from_value(value).map_err(|error| no_cluster(error.to_string()));
+            return serde_path_to_error::deserialize(value).map_err(|error| no_cluster(error.to_string()));
         }
         others += 1;
     }

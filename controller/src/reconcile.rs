@@ -47,6 +47,8 @@ const SETTLED_LOOK: Duration = Duration::from_mins(30);
 const INVALID_LOOK: Duration = Duration::from_secs(3);
 /// When to look again after an object was told to go.
 const WAITING_LOOK: Duration = Duration::from_secs(1);
+/// Longest pause after a failure where the load sets the count.
+const LONGEST_BLIND: Duration = Duration::from_secs(15);
 
 /// Why a reconcile is to be tried again.
 #[derive(Debug, Error)]
@@ -118,14 +120,15 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
         context.metrics.remove_figures(&key);
         None
     };
-    let applied = match (&validated, &scaled) {
+    let mut applied = match (&validated, &scaled) {
         (Ok(validated), Some(scaled)) if !validated.paused => {
             Box::pin(apply(context, &key, build(validated, scaled.count()))).await?
         }
         _ => Applied::default(),
     };
+    applied.failures.extend(scaled.as_ref().and_then(|scaled| scaled.failure.clone()));
     let unrecorded = match (&validated, &scaled) {
-        (Ok(validated), Some(scaled)) if applied.counted => {
+        (Ok(validated), Some(scaled)) if applied.counted && scaled.failure.is_none() => {
             journal::record(context, &key, cluster, &validated.identity, scaled).await
         }
         _ => None,
@@ -175,7 +178,11 @@ fn next_look(cluster: &VX11Cluster, applied: &Applied, settled: bool, scaled: Op
 #[must_use]
 pub fn after_error(cluster: &VX11Cluster, error: &ReconcileError, context: &Context) -> Action {
     let key = ClusterKey::of(cluster);
-    let pause = context.next_pause(&key);
+    let mut pause = context.next_pause(&key);
+    if cluster.spec.autoscaling.is_some() {
+        // What is refused for good must not keep the count from following the load.
+        pause = pause.min(LONGEST_BLIND);
+    }
     tracing::warn!(
         namespace = key.namespace,
         cluster = key.name,

@@ -41,7 +41,7 @@ pub struct Applied {
 }
 
 /// Why an object could not be applied.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     /// The object, as `Kind name`.
     pub object: String,

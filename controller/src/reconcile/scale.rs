@@ -10,6 +10,7 @@ use std::time::Duration;
 use vx11_crds::VX11ClusterStatus;
 
 use self::{act::act, observe::observe};
+use super::apply::Failure;
 use crate::{
     cache::ClusterKey,
     client::ClientError,
@@ -34,6 +35,8 @@ pub struct Scaled {
     pub entry: Entry,
     /// For status.
     pub report: ScalingReport,
+    /// A pod could not be written, so that the rest of what was decided waits for the next look.
+    pub failure: Option<Failure>,
 }
 
 impl Scaled {
@@ -91,9 +94,7 @@ async fn scale_with(
         sight.observation.replicas = starting_count(&policy, cluster);
     }
     let decision = decide(&policy, &sight.observation, &memory.history, now);
-    if !cluster.paused {
-        act(context, key, &sight, &decision).await?;
-    }
+    let failure = if cluster.paused { None } else { act(context, key, &sight, &decision).await? };
     let (report, fresh) = report(&Subject {
         policy: &policy,
         observed: &sight.observation,
@@ -112,7 +113,7 @@ async fn scale_with(
     memory.last = Some(decision.clone());
     let entry = Entry { policy, observed: sight.observation, history, decision };
     context.metrics.set_figures(key, Figures::of(&entry));
-    Ok(Scaled { entry, report })
+    Ok(Scaled { entry, report, failure })
 }
 
 /// The count of a cluster whose Deployment is yet to be made: `spec.instances`, within the bounds.

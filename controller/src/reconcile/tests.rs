@@ -100,13 +100,13 @@ impl World {
     }
 }
 
-fn context(api: &FakeApi, store: reflector::Store<VX11Cluster>) -> Arc<Context> {
+pub(super) fn context(api: &FakeApi, store: reflector::Store<VX11Cluster>) -> Arc<Context> {
     let metrics = Arc::new(Metrics::new());
     let client = LeaderClient::new(api.client.clone(), LeaseGuard::open(), metrics.clone(), "test");
     Arc::new(Context::new(client, store, Arc::new(Cache::default()), metrics, defaults()))
 }
 
-fn key() -> ClusterKey {
+pub(super) fn key() -> ClusterKey {
     ClusterKey { namespace: "simple-namespace".to_owned(), name: "simple-cluster".to_owned() }
 }
 
@@ -165,4 +165,16 @@ async fn a_cluster_that_is_being_deleted_or_is_invalid_shows_no_figures() {
     world.changed(deleted);
     world.reconcile().await.unwrap();
     assert!(!shows(&world));
+}
+
+#[tokio::test]
+async fn what_is_refused_for_good_does_not_keep_the_count_from_the_load() {
+    let world = World::new("{autoscaling: {}}").await;
+    let pause = |cluster: &VX11Cluster| {
+        let error = ReconcileError::Unapplied("Ingress simple-cluster: no".to_owned());
+        let mut pauses = (0..20).map(|_| after_error(cluster, &error, &world.context));
+        format!("{:?}", pauses.nth(19).unwrap())
+    };
+    assert_eq!(pause(&world.cluster), format!("{:?}", Action::requeue(LONGEST_BLIND)));
+    assert_ne!(pause(&object("instances: 3")), format!("{:?}", Action::requeue(LONGEST_BLIND)));
 }

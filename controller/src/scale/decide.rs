@@ -293,7 +293,7 @@ fn stabilize(
         let lowest = history.smallest(now, seconds.saturating_mul(1000), wanted);
         (seconds, if covered >= seconds.saturating_mul(1000) { lowest.max(committed) } else { committed })
     } else {
-        let seconds = policy.scale_in_stabilization_seconds;
+        let seconds = policy.scale_in_window_seconds();
         let highest = history.largest(now, seconds.saturating_mul(1000), wanted);
         (seconds, if covered >= seconds.saturating_mul(1000) { highest.min(committed) } else { committed })
     };

@@ -30,6 +30,10 @@ pub enum Target {
     },
 }
 
+/// Seconds that a lower need lasts at least: clients whose streams were closed (levelling, a lost instance) are no
+/// instance's load until they are back, and a count that follows that gap would close the next streams.
+const RECONNECT_SECONDS: u64 = 15;
+
 /// The scaling part of a spec. Seconds unless a name says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -58,13 +62,17 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// How long a lower need must last, a reconnect at least.
+    #[must_use]
+    pub fn scale_in_window_seconds(&self) -> u64 {
+        self.scale_in_stabilization_seconds.max(RECONNECT_SECONDS)
+    }
+
     /// How long a history must reach back: the longest stabilisation window, or the patience.
     #[must_use]
     pub fn window_ms(&self) -> u64 {
         let seconds = match self.target {
-            Target::Load { .. } => {
-                self.scale_in_stabilization_seconds.max(self.scale_out_stabilization_seconds)
-            }
+            Target::Load { .. } => self.scale_in_window_seconds().max(self.scale_out_stabilization_seconds),
             Target::Fixed { .. } => PATIENCE_SECONDS,
         };
         seconds.saturating_mul(1000)

@@ -29,7 +29,9 @@ impl Judge {
         let Target::Load { max, .. } = policy.target else { unreachable!("runs follow the load") };
         let looks = policy.max_scale_out_step.map_or(1, |step| max.div_ceil(step.get()) + 1);
         let interval = policy.interval_ms.div_ceil(1000);
-        let window = policy.scale_out_stabilization_seconds + u64::from(looks) * interval + 1;
+        // A window is as long as the looks that cover it: the lower need has held until the look that found it higher.
+        let cover = if policy.scale_out_stabilization_seconds > 0 { interval } else { 0 };
+        let window = policy.scale_out_stabilization_seconds + cover + u64::from(looks) * interval + 1;
         Self { violations: Vec::new(), asked: Lowest::new(window), last_growth: None, last_action: 0 }
     }
 

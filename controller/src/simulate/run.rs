@@ -184,8 +184,12 @@ fn disturb(trace: Trace, world: &mut World, random: &mut Random) {
                 _ => Account::True,
             };
         }
-        Trace::Rollout if world.second == 150 || world.second == 400 => world.begin_rollout(),
-        Trace::Rollout if world.seen.rollout && world.second.is_multiple_of(3) => world.advance_rollout(),
+        // Under a growing load and under a falling one.
+        Trace::Rollout if [120, 240, 540].contains(&world.second) => world.begin_rollout(),
+        // With pauses, in which new instances are waited for.
+        Trace::Rollout if world.seen.rollout && world.second.is_multiple_of(3) && world.second % 30 >= 12 => {
+            world.advance_rollout();
+        }
         _ => {}
     }
 }

@@ -40,6 +40,8 @@ pub struct Pod {
     pub account: Account,
     /// What it told last, and when.
     last: Option<(Reading, u64)>,
+    /// It has told something else than the truth: nobody can know how many streams it closes.
+    has_lied: bool,
     cost: i32,
     gone_by: u64,
     old: bool,
@@ -78,7 +80,7 @@ pub struct World {
     pub seen: Observation,
     /// The truth, by the same index as `seen.instances`.
     pub pods: Vec<Pod>,
-    /// Streams closed in this second because somebody asked for it (drain, shed).
+    /// Streams closed in this second because somebody asked for it (drain, shed), by instances that never lied.
     pub closed_on_request: u64,
     /// Pods that the `ReplicaSet` removed in this second.
     pub removed: Vec<Removed>,
@@ -170,6 +172,7 @@ impl World {
                 (Account::Silent, _) => Observed::Missing { reason },
                 (Account::True | Account::Scaled(_), _) => {
                     pod.last = Some((value, self.second));
+                    pod.has_lied |= pod.account != Account::True;
                     seen.answered = true;
                     Observed::Known { value }
                 }
@@ -229,7 +232,9 @@ impl World {
                 if let Some(index) = self.position(name) {
                     let closed = self.pods[index].streams.min(*streams);
                     self.pods[index].streams -= closed;
-                    self.closed_on_request += closed;
+                    if !self.pods[index].has_lied {
+                        self.closed_on_request += closed;
+                    }
                     self.waiting[RETRY_SECONDS] += closed;
                 }
             }
@@ -249,14 +254,22 @@ impl World {
         self.pods.iter_mut().for_each(|pod| pod.old = true);
     }
 
-    /// One old pod in forty goes for a new one that serves; the rollout ends with the last.
+    /// One old pod in forty goes for a new one that serves; the rollout ends with the last. What is too much goes
+    /// without a successor, the cheapest first.
     pub fn advance_rollout(&mut self) {
         let is_old =
             |world: &Self, index: usize| world.pods[index].old && !world.seen.instances[index].terminating;
-        let old: Vec<usize> = (0..self.pods.len()).filter(|&index| is_old(self, index)).collect();
+        let mut old: Vec<usize> = (0..self.pods.len()).filter(|&index| is_old(self, index)).collect();
+        old.sort_by_key(|&index| self.pods[index].cost);
         self.seen.rollout = !old.is_empty();
+        let active = self.seen.instances.iter().filter(|instance| !instance.terminating).count();
+        let mut surplus = active.saturating_sub(self.seen.replicas as usize);
         for index in old.into_iter().take(self.pods.len() / 40 + 1) {
-            self.create(self.second);
+            if surplus > 0 {
+                surplus -= 1;
+            } else {
+                self.create(self.second);
+            }
             self.terminate(index);
         }
     }
@@ -275,6 +288,7 @@ impl World {
             closes: 0,
             account: Account::True,
             last: None,
+            has_lied: false,
             cost: 0,
             gone_by: u64::MAX,
             old: false,
@@ -310,7 +324,7 @@ impl World {
             let closed = pod.closes.min(pod.streams);
             pod.streams -= closed;
             self.waiting[RETRY_SECONDS] += closed;
-            if !terminating {
+            if !terminating && !pod.has_lied {
                 self.closed_on_request += closed;
             }
         }

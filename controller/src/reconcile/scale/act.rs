@@ -15,6 +15,7 @@ use crate::{
     facts,
     kinds::Kind,
     names,
+    reconcile::apply::{Failure, explain},
     scale::{
         decision::{Action, Decision},
         marks,
@@ -26,8 +27,24 @@ const DELETION_COST: &str = "-1000000";
 const DELETION_COST_ANNOTATION: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// Carries out a decision's actions in their order. A refusal of an instance is logged and tried again with
-/// the next look, which sees what came of it; a refusal of the API server stops the rest.
+/// the next look, which sees what came of it; a refusal of the API server stops the other actions, and nothing else: it is
+/// no reason to leave the cluster's objects alone.
 pub async fn act(
+    context: &Context,
+    key: &ClusterKey,
+    sight: &Sight,
+    decision: &Decision,
+) -> Result<Option<Failure>, ClientError> {
+    let Err(error) = carry_out(context, key, sight, decision).await else { return Ok(None) };
+    if matches!(error, ClientError::NotLeader | ClientError::NamespaceEnds(_)) {
+        return Err(error);
+    }
+    let object = format!("a Pod of Deployment {}", names::backend(&key.name));
+    let error = error.into();
+    Ok(Some(Failure { trouble: explain(&object, &error), error: error.to_string(), object }))
+}
+
+async fn carry_out(
     context: &Context,
     key: &ClusterKey,
     sight: &Sight,
@@ -130,4 +147,40 @@ async fn read_token(context: &Context, key: &ClusterKey) -> Result<ControlToken,
         .and_then(|value| String::from_utf8(value.0).ok())
         .unwrap_or_default();
     Ok(ControlToken::new(&value))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Method;
+
+    use super::*;
+    use crate::{
+        fake_api::{FakeApi, Fault},
+        reconcile::tests::{context, key},
+        scale::{
+            decide::decide,
+            drain,
+            history::History,
+            observation::{Moment, Observation},
+            policy::Policy,
+        },
+    };
+
+    #[tokio::test]
+    async fn a_pod_that_cannot_be_marked_is_not_drained_and_holds_nothing_else_up() {
+        let api = FakeApi::start().await;
+        let no = "pods \"a\" is forbidden: User \"vx11\" cannot patch resource \"pods\"";
+        api.fail(Method::PATCH, "/pods/a", 1, Fault::Refuse(403, no));
+        let (store, _) = kube::runtime::reflector::store();
+        let context = context(&api, store);
+        let mut decision =
+            decide(&Policy::default(), &Observation::default(), &History::default(), Moment(0));
+        let mark = drain::mark(Moment(0), 20);
+        decision.actions =
+            vec![Action::Mark { name: "a".to_owned(), mark }, Action::Drain { name: "a".to_owned() }];
+        let failure = act(&context, &key(), &Sight::default(), &decision).await.unwrap().unwrap();
+        assert_eq!(failure.trouble.unwrap().reason, "ControllerForbidden");
+        assert_eq!(api.take_seen().len(), 1, "not even the token for the drain was read");
+        assert!(act(&context, &key(), &Sight::default(), &decision).await.unwrap().is_none());
+    }
 }
