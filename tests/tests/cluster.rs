@@ -406,8 +406,10 @@ async fn clusters_beside_each_other_do_not_touch() {
                 assert_eq!(opened.is_ok(), own, "a token of {name} at {}/{other_name}", elsewhere.namespace);
             }
         }
+        // Not the resource version: Kubernetes itself goes on counting who is available.
         let version = async |place: &Sandbox, name: &str| {
-            place.api::<Deployment>().get(&format!("{name}-backend")).await.unwrap().metadata.resource_version
+            let deployment = place.api::<Deployment>().get(&format!("{name}-backend")).await.unwrap();
+            (deployment.metadata.uid, deployment.metadata.generation)
         };
         let (two, far) = (version(sandbox, "two").await, version(&other, "one").await);
         sandbox.api::<VX11Cluster>().delete("one", &DeleteParams::default()).await.unwrap();

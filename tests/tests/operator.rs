@@ -9,7 +9,7 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, StatefulSet},
         coordination::v1::Lease,
-        core::v1::Pod,
+        core::v1::{Event, Pod},
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
@@ -295,6 +295,16 @@ async fn an_object_that_cannot_be_read_is_told_and_the_others_go_on() {
         made.await;
         eventually("an event tells what is wrong with it", Duration::from_secs(30), async || {
             sandbox.events("odd").await.iter().any(|event| event.contains("spec.paused: ")).then_some(())
+        })
+        .await;
+        // Found again, it is counted up: no pile of events.
+        let again = json!({"metadata": {"annotations": {"found": "again"}}});
+        clusters.patch("odd", &PatchParams::default(), &Patch::Merge(again)).await.unwrap();
+        eventually("the event is told a second time", Duration::from_secs(30), async || {
+            let events = sandbox.api::<Event>().list(&ListParams::default()).await.unwrap();
+            let odd = events.items.into_iter().filter(|event| event.involved_object.name.as_deref() == Some("odd"));
+            let counts: Vec<_> = odd.map(|event| event.series.and_then(|series| series.count)).collect();
+            (counts.len() == 1 && counts[0] >= Some(2)).then_some(())
         })
         .await;
         // The others go on: a new one, and a change of an old one.

@@ -327,7 +327,13 @@ impl Pass<'_> {
             }
         };
         let live = match facts::of(Kind::Deployment, live.clone()) {
-            Facts::Deployment(facts) if facts.scale_owned && facts.desired == instances.get() => live,
+            Facts::Deployment(facts)
+                if facts.scale_owned
+                    && facts.desired == instances.get()
+                    && facts.count == Some(instances.get()) =>
+            {
+                live
+            }
             Facts::Deployment(facts) => {
                 if !facts.scale_owned && facts.desired != instances.get() {
                     self.context.metrics.corrected_drift(wish.kind);

@@ -230,9 +230,18 @@ impl Scene<'_> {
     }
 
     fn hold(&self) -> Outcome {
-        let waits = self.wanted != self.committed && self.by_load();
-        let reason = if waits { Reason::Stabilizing } else { self.change_reason(Reason::Steady) };
-        Outcome::of(reason, self.committed)
+        if self.wanted == self.committed || !self.by_load() {
+            return Outcome::of(self.change_reason(Reason::Steady), self.committed);
+        }
+        if self.wanted < self.committed {
+            // No window passes while a load is unknown: that is what is waited for, and not the time.
+            let mut blockers = self.blockers();
+            blockers.retain(|blocker| blocker.kind == BlockerKind::MetricsMissing);
+            if !blockers.is_empty() {
+                return self.wait(blockers);
+            }
+        }
+        Outcome::of(Reason::Stabilizing, self.committed)
     }
 
     const fn change_reason(&self, by_load: Reason) -> Reason {

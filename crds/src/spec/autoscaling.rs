@@ -68,7 +68,8 @@ pub struct AutoscalingSpec {
     #[schemars(range(min = 0, max = 3600))]
     pub scale_out_stabilization_seconds: i32,
 
-    /// Seconds that a lower need must last before instances are drained and removed.
+    /// Seconds that a lower need must last before instances are drained and removed. Less than 15 is taken for 15:
+    /// clients between two connections are no lower load.
     #[serde(default = "defaults::scale_in_stabilization_seconds")]
     #[schemars(range(min = 0, max = 3600))]
     pub scale_in_stabilization_seconds: i32,

@@ -106,6 +106,10 @@ async fn a_count_of_another_hand_is_known_for_one_and_put_back() {
     let next = self::context(&api, LeaseGuard::open());
     applied(&next, prepared(3)).await;
     assert_eq!(api.object(DEPLOYMENT).unwrap()["spec"]["replicas"], 3);
+    // The record of it too, without which the next foreign count would stand.
+    api.merge(DEPLOYMENT, &json!({"metadata": {"annotations": {"vx11.io/instances": "three"}}}));
+    applied(&self::context(&api, LeaseGuard::open()), prepared(3)).await;
+    assert_eq!(api.object(DEPLOYMENT).unwrap()["metadata"]["annotations"]["vx11.io/instances"], "3");
 }
 
 #[tokio::test]

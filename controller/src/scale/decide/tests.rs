@@ -183,6 +183,17 @@ fn instances_that_never_ran_are_given_up_without_touching_those_that_serve() {
 }
 
 #[test]
+fn what_is_waited_for_is_the_load_that_is_unknown_and_not_the_window_that_it_holds_up() {
+    let mut world = observed(vec![ready("a", 10), ready("b", 10)]);
+    assert_eq!(look(&world, &steady(2)).reason, Reason::Stabilizing);
+    world.instances[1].load = missing("timeout");
+    let decision = look(&world, &steady(2));
+    assert_eq!((decision.reason, decision.desired), (Reason::ScaleInBlocked, 2));
+    let blockers: Vec<_> = decision.blocked_by.iter().map(|blocker| blocker.kind).collect();
+    assert_eq!(blockers, [BlockerKind::MetricsMissing]);
+}
+
+#[test]
 fn a_missing_metric_never_counts_as_zero_but_lets_a_scale_out_pass() {
     let mut world = observed(vec![ready("a", 900), ready("b", 0)]);
     world.instances[1].load = missing("timeout");
