@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use vx11_crds::spec::BackendSpec;
 
-use crate::scale::{plan::Request, policy::Policy};
+use crate::scale::{count::InstanceCount, plan::Request, policy::Policy};
 
 /// One cluster, complete and consistent.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,30 +67,6 @@ impl Identity {
             controller: Some(true),
             block_owner_deletion: Some(false),
         }
-    }
-}
-
-/// How many instances there should be, 0 to 1000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct InstanceCount(i32);
-
-impl InstanceCount {
-    /// Most instances a cluster may have, as in the schema.
-    pub const MAX: i32 = 1000;
-
-    /// That many.
-    pub const LARGEST: Self = Self(Self::MAX);
-
-    /// `None` outside 0 to [`Self::MAX`].
-    #[must_use]
-    pub const fn new(count: i32) -> Option<Self> {
-        if count >= 0 && count <= Self::MAX { Some(Self(count)) } else { None }
-    }
-
-    /// The number, as `replicas` takes it.
-    #[must_use]
-    pub const fn get(self) -> i32 {
-        self.0
     }
 }
 

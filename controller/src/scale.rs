@@ -1,6 +1,7 @@
 //! How many instances, and which go. Pure: looking and acting are steps of a reconcile (`reconcile::scale`).
 
 pub mod capacity;
+pub mod count;
 pub mod decide;
 pub mod decision;
 pub mod drain;

@@ -7,8 +7,9 @@ use k8s_openapi::{
 
 use super::metadata;
 use crate::{
-    cluster::{InstanceCount, ValidatedCluster},
+    cluster::ValidatedCluster,
     names::{self, Component},
+    scale::count::InstanceCount,
 };
 
 /// One instance at a time may be evicted; none of this for a single instance, whose budget would block

@@ -25,7 +25,7 @@ use crate::{
     facts::{self, Facts},
     kinds::Kind,
     names,
-    scale::{decision::Count, marks},
+    scale::{count::Count, marks},
 };
 
 /// The objects of a cluster after they were applied. Status is made of this only, so that it cannot speak

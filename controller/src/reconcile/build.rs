@@ -15,7 +15,7 @@ use crate::{
     },
     cluster::{Identity, ValidatedCluster, Volume},
     names::Component,
-    scale::decision::Count,
+    scale::count::Count,
 };
 
 /// Every object of a cluster, as it should be.
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
     use crate::{
         build::fixture::{memory_cluster, simple_cluster},
-        cluster::InstanceCount,
+        scale::count::InstanceCount,
     };
 
     fn count(instances: i32) -> Count {

@@ -14,11 +14,11 @@ use super::apply::Failure;
 use crate::{
     cache::ClusterKey,
     client::ClientError,
-    cluster::{InstanceCount, ValidatedCluster},
+    cluster::ValidatedCluster,
     context::Context,
     scale::{
+        count::{Count, InstanceCount},
         decide::decide,
-        decision::Count,
         figures::Figures,
         journal::Entry,
         memory::Memory,

@@ -11,12 +11,10 @@ use vx11_crds::{
 
 use super::dereference::{ClassKnowledge, Referenced, SecretState};
 use crate::{
-    cluster::{
-        Backend, Defaults, Identity, InstanceCount, Redis, Route, SecretSource, ValidatedCluster, Volume,
-    },
+    cluster::{Backend, Defaults, Identity, Redis, Route, SecretSource, ValidatedCluster, Volume},
     facts::{Quality, SecretFacts},
     fingerprint, names, quantity,
-    scale::{self, spec::PolicyError},
+    scale::{self, count::InstanceCount, spec::PolicyError},
 };
 
 /// Why a cluster cannot be carried out. What runs keeps running.

@@ -7,16 +7,6 @@ use super::{
     observation::{Mark, Moment, Removal},
     rebalance::Episode,
 };
-use crate::cluster::InstanceCount;
-
-/// How many instances, and which drained ones a lower count is to remove.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Count {
-    /// The Deployment's `replicas`.
-    pub instances: InstanceCount,
-    /// The drained instances that are to go.
-    pub removing: Vec<Removal>,
-}
 
 /// Why the count is what it is: stable names for status, events and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

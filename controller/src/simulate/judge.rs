@@ -3,7 +3,10 @@
 
 use std::collections::VecDeque;
 
-use super::{run::CRASH_SECONDS, setting, world::World};
+use super::{
+    setting::{self, CRASH_SECONDS},
+    world::World,
+};
 use crate::scale::{
     decision::{Action, Decision},
     observation::{Lifecycle, Moment},

@@ -3,7 +3,7 @@
 use super::{
     judge::Judge,
     random::Random,
-    setting,
+    setting::{self, CRASH_SECONDS},
     trace::{ACTIVE_SECONDS, CALM_SECONDS, Trace, size},
     world::{Account, World},
 };
@@ -19,8 +19,6 @@ use crate::scale::{
 /// What decides: the controller's function, or in a test one with a fault.
 pub type Decide = fn(&Policy, &Observation, &History, Moment) -> Decision;
 
-/// Seconds until the successor of a controller that died looks.
-pub const CRASH_SECONDS: u64 = 15;
 /// Seconds after the active part in which every run must come to rest.
 const MOST_CALM_SECONDS: u64 = 3000;
 

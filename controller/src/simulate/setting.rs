@@ -1,4 +1,5 @@
-//! The policy of a run: every field of `spec.autoscaling` at one of a few values, by the seed.
+//! The setting of a run: every field of `spec.autoscaling` at one of a few values, by the seed, and what runs have in
+//! common.
 
 use std::num::NonZeroU32;
 
@@ -7,6 +8,9 @@ use crate::scale::{
     capacity::{CapacityModel, Load, Percent},
     policy::{Policy, Target},
 };
+
+/// Seconds until the successor of a controller that died looks.
+pub const CRASH_SECONDS: u64 = 15;
 
 /// A policy for a load that asks for `peak_instances` at its peak.
 pub fn policy(peak_instances: u32, random: &mut Random) -> Policy {

@@ -10,7 +10,7 @@ use crate::{
     build::fixture::{defaults, object, referenced, simple_cluster},
     cache::Cache,
     client::LeaderClient,
-    cluster::{GeneratedData, InstanceCount},
+    cluster::GeneratedData,
     fake_api::{FakeApi, Fault},
     leader::LeaseGuard,
     reconcile::{
@@ -18,6 +18,7 @@ use crate::{
         dereference::{ClassKnowledge, SecretState},
         validate::validate,
     },
+    scale::count::InstanceCount,
     telemetry::Metrics,
 };
 

@@ -23,8 +23,8 @@ async fn settled() -> World {
 async fn begun(world: &World) -> build::Prepared {
     let referenced = dereference(&world.context, &key(), &world.cluster).await.unwrap();
     let validated = validate(&world.cluster, &referenced, &world.context.defaults).unwrap();
-    let count = crate::scale::decision::Count {
-        instances: crate::cluster::InstanceCount::new(1).unwrap(),
+    let count = crate::scale::count::Count {
+        instances: crate::scale::count::InstanceCount::new(1).unwrap(),
         removing: Vec::new(),
     };
     build(&validated, count)
