@@ -14,6 +14,7 @@ need redis-cli redis-tools
 command -v google-chrome >/dev/null || need chromium chromium
 need chromedriver chromium-driver
 need ip iproute2
+need curl curl
 need nft nftables
 need ps procps
 need openssl openssl

@@ -88,14 +88,20 @@ async fn signing_keys_rotate_without_a_restart_and_the_previous_key_still_verifi
     directory.write("current", "first-signing-key-0123456789");
     let backend = Backend::alone(&["--signing-keys-dir", directory.path().to_str().unwrap()]);
     let token = backend.token().await;
+    let others = Directory::new();
+    others.write("current", "second-signing-key-0123456789");
+    let other = Backend::alone(&["--signing-keys-dir", others.path().to_str().unwrap()]);
+    let foreign = other.token().await;
+    assert_eq!(backend.redeem(&foreign).await, 403);
+
     directory.write("previous", "first-signing-key-0123456789");
     directory.write("current", "second-signing-key-0123456789");
-    let reference = Backend::alone(&["--signing-keys-dir", directory.path().to_str().unwrap()]);
+    eventually("the new key is in force", SECOND, async || backend.redeem(&foreign).await == 200).await;
+    assert_eq!(backend.redeem(&token).await, 200, "the previous key verifies");
+    std::fs::remove_file(directory.path().join("previous")).unwrap();
     eventually("tokens are signed with the new key", SECOND, async || {
-        assert_eq!(backend.redeem(&token).await, 200);
-        std::fs::remove_file(directory.path().join("previous")).ok();
         let fresh = backend.token().await;
-        reference.redeem(&fresh).await == 200
+        other.redeem(&fresh).await == 200
     })
     .await;
     eventually("the first key is forgotten", SECOND, async || backend.redeem(&token).await == 403).await;
