@@ -160,6 +160,12 @@ impl Follower {
         self.log.lock().unwrap().refusals.clone()
     }
 
+    /// Counts silence from what comes next.
+    pub fn forget_silence(&self) {
+        let mut log = self.log.lock().unwrap();
+        (log.last, log.longest_silence, log.longest_silence_beyond_retry) = Default::default();
+    }
+
     /// Longest time between two things on the stream, reconnects included.
     #[must_use]
     pub fn longest_silence(&self) -> Duration {

@@ -65,7 +65,10 @@ fn decisions() -> Vec<f64> {
     });
     let observation =
         Observation { replicas: 1000, instances: instances.collect(), ..Observation::default() };
-    let (history, now) = (History::default(), Moment(10_000_000));
+    let now = Moment(10_000_000);
+    // The load has asked for less for as long as a scale-in wants it to.
+    let mut history = History::default();
+    (now.0 - 60_000..now.0).step_by(5000).for_each(|at| history.record(Moment(at), 1, 60_000));
     let time = |_| {
         let begun = Instant::now();
         let decision = decide(black_box(&policy), black_box(&observation), black_box(&history), now);

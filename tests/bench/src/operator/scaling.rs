@@ -91,6 +91,7 @@ pub async fn silence(report: &mut Report) {
         for _ in 0..STREAMS {
             followers.push(Follower::start(route.clone(), token.clone()).await);
         }
+        followers.iter().for_each(Follower::forget_silence);
         sandbox.patch("simple", json!({"spec": {"autoscaling": {"minInstances": 1}}})).await;
         let begun = Instant::now();
         let mut published = 0;
