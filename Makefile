@@ -58,7 +58,7 @@ simulate: ## Replay the scaling traces in virtual time and check every invariant
 
 ##@ Measure
 .PHONY: bench bench-backend bench-operator
-bench: bench-backend bench-operator ## Every figure of docs/benchmarks.md; wants an idle machine for an hour
+bench: bench-backend bench-operator ## Every figure of docs/benchmarks.md; wants an idle machine for 40 minutes
 bench-backend: ## The backend beside a floor, nchan, axum and FastAPI
 	@tests/bench.sh backend
 bench-operator: ## The operator on the test cluster
