@@ -44,14 +44,16 @@ enum Section {
 
 /// Measures and prints.
 pub fn run(options: &Options) {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     println!("{}", machine());
     let mut report = Report::default();
     let takes = |section: Section| options.only.is_empty() || options.only.contains(&section);
+    if takes(Section::Pure) {
+        // One thread, as the controller has.
+        let one_thread = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        one_thread.expect("a runtime").block_on(pure::measure(&mut report));
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        if takes(Section::Pure) {
-            pure::measure(&mut report).await;
-        }
         if takes(Section::Apply) {
             apply::measure(options.rounds, &mut report).await;
         }
