@@ -10,25 +10,25 @@ cd "$ROOT"
 if [ "${1:-}" = operator ]; then
   tests/cluster/up.sh
   tests/cluster/images.sh
-fi
+else
+  need nginx nginx
+  need /usr/lib/nginx/modules/ngx_nchan_module.so libnginx-mod-nchan
+  need redis-server redis-server
+  need taskset util-linux
+  need /usr/share/doc/python3-venv python3-venv
+  need pip3 python3-pip
+  install_missing
 
-need nginx nginx
-need /usr/lib/nginx/modules/ngx_nchan_module.so libnginx-mod-nchan
-need redis-server redis-server
-need taskset util-linux
-need /usr/share/doc/python3-venv python3-venv
-need pip3 python3-pip
-install_missing
-
-peers=tests/bench/peers
-environment=$VX11_CACHE/bench-peers-$(sha256sum $peers/requirements.txt | cut -c1-8)
-if [ ! -x "$environment/bin/uvicorn" ]; then
-  step "the Python peer's packages"
-  rm -rf "$environment"
-  logged bench-venv python3 -m venv "$environment"
-  logged bench-packages "$environment/bin/pip" install -q -r $peers/requirements.txt
+  peers=tests/bench/peers
+  environment=$VX11_CACHE/bench-peers-$(sha256sum $peers/requirements.txt | cut -c1-8)
+  if [ ! -x "$environment/bin/uvicorn" ]; then
+    step "the Python peer's packages"
+    rm -rf "$environment"
+    logged bench-venv python3 -m venv "$environment"
+    logged bench-packages "$environment/bin/pip" install -q -r $peers/requirements.txt
+  fi
+  export VX11_BENCH_PYTHON=$environment/bin/python
 fi
-export VX11_BENCH_PYTHON=$environment/bin/python
 
 step "release builds"
 cargo build --release --locked -q -p operator-backend -p vx11-bench

@@ -1,11 +1,6 @@
 //! A decision in numbers, for gauges. Pure.
 
-use super::{
-    capacity::Load,
-    decision::BlockerKind,
-    journal::Entry,
-    observation::{Lifecycle, Observed},
-};
+use super::{capacity::Load, decision::BlockerKind, journal::Entry, observation::Lifecycle};
 
 /// What the gauges of a cluster show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,11 +31,10 @@ impl Figures {
     pub fn of(Entry { policy, observed, decision, .. }: &Entry) -> Self {
         let load = observed.load();
         let ready = observed.count(Lifecycle::Ready);
-        let is_silent = |load: &Observed<_>| load.known().is_none();
         let silent = observed
             .instances
             .iter()
-            .filter(|instance| instance.may_hold_streams() && is_silent(&instance.load));
+            .filter(|instance| instance.may_hold_streams() && instance.load.known().is_none());
         Self {
             load,
             capacity: policy.model.capacity(ready),

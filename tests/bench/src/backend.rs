@@ -3,7 +3,7 @@
 
 use std::{thread::sleep, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::ValueEnum;
 
 use crate::{
     load::{
@@ -19,21 +19,12 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// How FastAPI is spared: at 10,000 subscribers a round of it would take minutes.
 const FEW: usize = 2_000;
 
-/// What to measure, and how often.
-#[derive(Args)]
-pub struct Options {
-    /// Rounds of each comparison; medians are shown.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Only these sections.
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<Section>,
-}
-
+type Options = crate::options::Options<Section>;
 type Measure = fn(&Options, &mut Report);
 
+/// What can be measured.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Section {
+pub enum Section {
     FanOut,
     Latency,
     Memory,
@@ -59,7 +50,7 @@ pub fn run(options: &Options) {
         (Section::Soak, soak),
     ];
     for (name, measure) in sections {
-        if options.only.is_empty() || options.only.contains(&name) {
+        if options.takes(&name) {
             measure(options, &mut report);
         }
     }

@@ -3,6 +3,7 @@
 mod backend;
 mod load;
 mod operator;
+mod options;
 mod peers;
 mod process;
 mod report;
@@ -19,9 +20,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum What {
     /// The backend: streams, tokens, memory, beside a floor, nchan, axum and FastAPI.
-    Backend(backend::Options),
+    Backend(options::Options<backend::Section>),
     /// The operator on the test cluster: what it costs, how soon it acts, what streams feel of it.
-    Operator(operator::Options),
+    Operator(options::Options<operator::Section>),
     /// Opens streams and checks what arrives; takes commands as JSON lines. Started by the others.
     #[command(hide = true)]
     Subscribers(load::subscribers::Options),

@@ -10,7 +10,7 @@ mod scaling;
 
 use std::{pin::pin, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::ValueEnum;
 use futures::{StreamExt, TryStreamExt};
 use kube::{
     Api,
@@ -20,19 +20,11 @@ use tokio::time::{Instant, timeout};
 
 use crate::report::{Report, figure, machine};
 
-/// What to measure, and how often.
-#[derive(Args)]
-pub struct Options {
-    /// Rounds of each comparison; medians are shown.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Only these sections.
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<Section>,
-}
+type Options = crate::options::Options<Section>;
 
+/// What can be measured.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Section {
+pub enum Section {
     Pure,
     Apply,
     Reaction,
@@ -46,30 +38,29 @@ enum Section {
 pub fn run(options: &Options) {
     println!("{}", machine());
     let mut report = Report::default();
-    let takes = |section: Section| options.only.is_empty() || options.only.contains(&section);
-    if takes(Section::Pure) {
+    if options.takes(&Section::Pure) {
         // One thread, as the controller has.
         let one_thread = tokio::runtime::Builder::new_current_thread().enable_all().build();
         one_thread.expect("a runtime").block_on(pure::measure(&mut report));
     }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        if takes(Section::Apply) {
+        if options.takes(&Section::Apply) {
             apply::measure(options.rounds, &mut report).await;
         }
-        if takes(Section::Reaction) {
+        if options.takes(&Section::Reaction) {
             reaction::measure(&mut report).await;
         }
-        if takes(Section::Crossing) {
+        if options.takes(&Section::Crossing) {
             scaling::crossing(&mut report).await;
         }
-        if takes(Section::Silence) {
+        if options.takes(&Section::Silence) {
             scaling::silence(&mut report).await;
         }
-        if takes(Section::Quiet) {
+        if options.takes(&Section::Quiet) {
             quiet::measure(&mut report).await;
         }
-        if takes(Section::Footprint) {
+        if options.takes(&Section::Footprint) {
             footprint::measure(&mut report).await;
         }
     });
