@@ -16,10 +16,9 @@ VX11_CACHE=$(cd "$VX11_CACHE" && pwd -P)
 export VX11_STATE VX11_CACHE
 CLUSTER=${VX11_CLUSTER_NAME:-vx11}
 HTTP_PORT=${VX11_HTTP_PORT:-8080}
-BIN=$VX11_CACHE/bin/kubernetes-$KUBERNETES_VERSION
-TOOLS=$VX11_CACHE/bin/tools-kind$KIND_VERSION-contour$CONTOUR_VERSION-$(sha256sum "$CLUSTER_DIR/build/tools/go.mod" | cut -c1-8)
+BIN=$VX11_CACHE/bin/$KUBERNETES_VERSION-$(cat "$CLUSTER_DIR"/build/{go.mod,coredns/main.go,pause.c} | sha256sum | cut -c1-8)
 KUBECONFIG_FILE=$VX11_STATE/kubeconfig
-export PATH="$BIN:$TOOLS:$PATH"
+export PATH="$BIN:$PATH"
 
 # Seconds since the first script of this run began.
 export VX11_STARTED=${VX11_STARTED:-$(date +%s)}
@@ -34,23 +33,34 @@ fail() {
 # logged NAME COMMAND…: runs it with its output in a log file; shows a dot every two seconds, and the log's end
 # when it fails.
 logged() {
-  local log=$VX11_STATE/log/$1.log pid dots=0
+  begun "$@"
+  ended "$1"
+}
+
+# begun NAME COMMAND…: as logged, beside what follows; ended NAME waits for it. Its process group is its own, so that
+# all of it ends with this shell: nothing may go on building or creating.
+declare -A begun
+begun() {
+  local name=$1
   shift
   mkdir -p "$VX11_STATE/log"
-  # A process group of its own, so that an interrupt ends all of it: nothing may go on building or creating.
   set -m
-  "$@" >"$log" 2>&1 </dev/null &
-  pid=$!
+  "$@" >"$VX11_STATE/log/$name.log" 2>&1 </dev/null &
+  begun[$name]=$!
   set +m
-  # shellcheck disable=SC2064  # the id of now
-  trap "kill -- -$pid 2>/dev/null; exit 130" INT TERM HUP
+  trap 'exit 130' INT TERM HUP
+  trap 'for pid in "${begun[@]}"; do kill -- "-$pid" 2>/dev/null || true; done' EXIT
+}
+
+ended() {
+  local log=$VX11_STATE/log/$1.log pid=${begun[$1]} dots=0
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.1
     dots=$((dots + 1))
     if [ $((dots % 20)) = 0 ]; then printf '.'; fi
   done
   if [ "$dots" -ge 20 ]; then printf '\n'; fi
-  trap - INT TERM HUP
+  unset "begun[$1]"
   if ! wait "$pid"; then
     tail -n 25 "$log" >&2
     fail "$1 failed; the whole log is $log"

@@ -12,13 +12,11 @@ node_image() {
   fi
   echo no >"$VX11_STATE/registry"
   local inputs
-  inputs=$(cat "$CLUSTER_DIR"/{versions.env,rootfs.sh,node-image.sh,manifests/default-storage.yaml,build/*/go.mod} |
+  inputs=$(cat "$CLUSTER_DIR"/{versions.env,rootfs.sh,node-image.sh,manifests/default-storage.yaml,build/{go.mod,coredns/main.go,pause.c}} |
     sha256sum | cut -c1-12)
   NODE_IMAGE=vx11/kind-node:$KUBERNETES_VERSION-$inputs
   if docker image inspect "$NODE_IMAGE" >/dev/null 2>&1; then return; fi
   prerequisites_node_image
-  node_binaries
-  ingress_binaries
   build_node_image
 }
 
@@ -33,10 +31,12 @@ build_node_image() {
   WORK=$VX11_STATE/node-image
   rm -rf "$WORK"
   mkdir -p "$WORK"
+  step "node root file system (debootstrap), beside the following"
+  begun node-rootfs node_rootfs
+  node_binaries
   step "images of the control plane, the add-ons and the stand-ins"
   logged node-parts preloaded_images
-  step "node root file system (debootstrap)"
-  logged node-rootfs node_rootfs
+  ended node-rootfs
   step "node image $NODE_IMAGE"
   logged node-commit commit_node_image
   rm -rf "$WORK"
@@ -65,13 +65,13 @@ preloaded_images() {
   mkdir -p "$WORK/etcd/usr/local/bin" "$WORK/coredns" "$WORK/pause" "$WORK/local-path/usr/bin"
   cp "$BIN/etcd" "$WORK/etcd/usr/local/bin/"
   image "$(grep /etcd: "$WORK/list")" "$WORK/etcd" "$PATH_LINE"
-  cp "$TOOLS/coredns" "$WORK/coredns/"
+  cp "$BIN/coredns" "$WORK/coredns/"
   image "$(grep coredns "$WORK/list")" "$WORK/coredns" 'ENTRYPOINT ["/coredns"]'
   cp "$BIN/pause" "$WORK/pause/"
   image "$(grep /pause: "$WORK/list")" "$WORK/pause" 'ENTRYPOINT ["/pause"]'
   docker tag "$(grep /pause: "$WORK/list")" registry.k8s.io/pause:3.10
   echo registry.k8s.io/pause:3.10 >>"$WORK/names"
-  cp "$TOOLS/local-path-provisioner" "$WORK/local-path/usr/bin/"
+  cp "$BIN/local-path-provisioner" "$WORK/local-path/usr/bin/"
   image "docker.io/rancher/local-path-provisioner:$LOCAL_PATH_VERSION" "$WORK/local-path" \
     'ENTRYPOINT ["/usr/bin/local-path-provisioner"]'
   busybox_into "$WORK/busybox"
@@ -99,10 +99,10 @@ kube_proxy_image() {
 
 ingress_images() {
   mkdir -p "$WORK/contour/bin" "$WORK/contour/tmp" "$WORK/envoy/usr/local/bin" "$WORK/envoy/tmp"
-  cp "$TOOLS/contour" "$WORK/contour/bin/"
+  cp "$BIN/contour" "$WORK/contour/bin/"
   image "$CONTOUR_IMAGE" "$WORK/contour" 'ENV PATH=/bin' 'ENTRYPOINT ["/bin/contour"]'
-  cp "$TOOLS/envoy-$ENVOY_VERSION" "$WORK/envoy/usr/local/bin/envoy"
-  with_libraries "$WORK/envoy" "$TOOLS/envoy-$ENVOY_VERSION"
+  cp "$BIN/envoy-$ENVOY_VERSION" "$WORK/envoy/usr/local/bin/envoy"
+  with_libraries "$WORK/envoy" "$BIN/envoy-$ENVOY_VERSION"
   chmod 1777 "$WORK/contour/tmp" "$WORK/envoy/tmp"
   image "$ENVOY_IMAGE" "$WORK/envoy" "$PATH_LINE" 'ENTRYPOINT ["/usr/local/bin/envoy"]'
 }
@@ -120,8 +120,7 @@ redis_image() {
 # kind's own base files (entrypoint, units, containerd's configuration) on Debian.
 node_rootfs() {
   local root=$WORK/rootfs files
-  files=$(cd "$(mktemp -d)" && GOPROXY=$(go env GOPROXY | cut -d, -f1) \
-    go mod download -json "sigs.k8s.io/kind@$KIND_VERSION" | jq -r .Dir)/images/base/files
+  files=$(in_module go mod download -json sigs.k8s.io/kind | jq -r .Dir)/images/base/files
   debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,containerd,runc,iptables,iproute2,kmod,conntrack,ethtool,socat,mount,ca-certificates,curl,jq,procps,hostname,pigz,nfs-common,containernetworking-plugins bookworm "$root"
   cp -r --no-preserve=mode "$files/etc/." "$root/etc/"
   mkdir -p "$root"/{kind/manifests,etc/kubernetes/manifests,opt/cni/bin,etc/cni/net.d}
@@ -139,7 +138,6 @@ node_rootfs() {
   sed -i 's/restrict_oom_score_adj = false/restrict_oom_score_adj = true/' "$root/etc/containerd/config.toml"
   sed -i '/^Limit.*infinity/d;/^OOMScoreAdjust/d' "$root/etc/systemd/system/containerd.service"
   cp "$root"/usr/lib/cni/{bridge,host-local,loopback,ptp,portmap} "$root/opt/cni/bin/"
-  cp "$BIN"/{kubeadm,kubectl,kubelet} "$root/usr/bin/"
   echo "$KUBERNETES_VERSION" >"$root/kind/version"
   cp "$CLUSTER_DIR/manifests/default-storage.yaml" "$root/kind/manifests/default-storage.yaml"
   rm -rf "$root/var/cache/apt" "$root/usr/share/doc" "$root/usr/share/man"
@@ -149,6 +147,7 @@ node_rootfs() {
 # The root file system with the images preloaded into its containerd.
 commit_node_image() {
   local entrypoint='ENTRYPOINT ["/usr/local/bin/entrypoint","/sbin/init"]' builder=$CLUSTER-node-build
+  cp "$BIN"/{kubeadm,kubectl,kubelet} "$WORK/rootfs/usr/bin/"
   tar -C "$WORK/rootfs" -c . | docker import - vx11/node-rootfs:build
   # docker import takes no STOPSIGNAL; a build does, and the commit below keeps it.
   printf 'FROM vx11/node-rootfs:build\nENV container=docker\nSTOPSIGNAL SIGRTMIN+3\n%s\n' "$entrypoint" |

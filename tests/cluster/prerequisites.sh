@@ -32,7 +32,7 @@ prerequisites_common() {
   need jq jq
   need curl curl
   install_missing
-  command -v go >/dev/null || fail "Go 1.25 or later is needed to build kind and helm: https://go.dev/doc/install"
+  command -v go >/dev/null || fail "Go 1.26 or later is needed to build kind and helm: https://go.dev/doc/install"
   command -v cargo >/dev/null || fail "Rust is needed to build the images: https://rustup.rs"
 }
 

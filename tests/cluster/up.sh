@@ -18,12 +18,13 @@ fi
 
 bring_up() {
   prerequisites_common
-  tools
   engine_up
   if ! cluster_answers; then
     node_image
+    tools
     cluster_up
   fi
+  tools
   ingress_up
   smoke_test
 }
@@ -33,7 +34,7 @@ bring_up
 cat >"$VX11_STATE/env" <<ENV
 export KUBECONFIG="$KUBECONFIG_FILE"
 export DOCKER_HOST="${DOCKER_HOST:-unix:///var/run/docker.sock}"
-export PATH="$BIN:$TOOLS:\$PATH"
+export PATH="$BIN:\$PATH"
 ENV
 step "cluster is up: kubeconfig $KUBECONFIG_FILE, Ingress http://127.0.0.1:$HTTP_PORT"
 if [ "$(cat "$VX11_STATE/registry")" = no ]; then
