@@ -96,6 +96,15 @@ impl Manager {
 /// How long nothing is written to a namespace that was found to be going. A new one may take its name.
 pub const NAMESPACE_ENDS: Duration = Duration::from_secs(10);
 
+/// What an event says of an object that does not run.
+#[derive(Clone, Debug)]
+pub struct Warning {
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, in its reporter's words.
+    pub message: String,
+}
+
 /// A client that writes only while its process leads.
 #[derive(Clone)]
 pub struct LeaderClient {
@@ -153,16 +162,16 @@ impl LeaderClient {
 
     /// The latest warning about the object with this uid. Failed scheduling is none: the pod's own status says so
     /// as long as it is true, and the event stays after it.
-    pub async fn latest_warning(
-        &self,
-        namespace: &str,
-        uid: &str,
-    ) -> Result<Option<k8s_openapi::api::core::v1::Event>, ClientError> {
+    pub async fn latest_warning(&self, namespace: &str, uid: &str) -> Result<Option<Warning>, ClientError> {
         let api = Api::<k8s_openapi::api::core::v1::Event>::namespaced(self.client.clone(), namespace);
         let selector = ListParams::default()
             .fields(&format!("involvedObject.uid={uid},type=Warning,reason!=FailedScheduling"));
         let events = within_deadline(api.list(&selector)).await?;
-        Ok(events.items.into_iter().max_by_key(event_time))
+        let latest = events.items.into_iter().max_by_key(event_time);
+        Ok(latest.map(|event| Warning {
+            reason: event.reason.unwrap_or_default(),
+            message: event.message.unwrap_or_default(),
+        }))
     }
 
     /// Server-side apply of an owned object. Another manager's hold on a field that is ours is broken, after

@@ -11,8 +11,9 @@ use kube::runtime::reflector::Store;
 use vx11_crds::{VX11Cluster, VX11ClusterStatus};
 
 use crate::{
+    admin_ports::AdminPorts,
     cache::{Cache, ClusterKey},
-    client::{ClientError, LeaderClient},
+    client::{ClientError, LeaderClient, Warning},
     cluster::Defaults,
     scale::memory::Memories,
     telemetry::Metrics,
@@ -23,11 +24,15 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// How long a list of classes is believed. They change about never, and all clusters share it.
 const CLASSES_AGE: Duration = Duration::from_secs(10);
+/// How long a warning is believed: the API server searches all events of a namespace for it.
+const WARNING_AGE: Duration = Duration::from_mins(1);
 
 /// What every reconcile shares.
 pub struct Context {
     /// The way to the API server.
     pub client: LeaderClient,
+    /// The way to the instances.
+    pub admin_ports: AdminPorts,
     /// The clusters.
     pub store: Store<VX11Cluster>,
     /// Their objects.
@@ -40,6 +45,8 @@ pub struct Context {
     pub memories: Memories,
     ingress_classes: Aged<Option<Arc<Vec<IngressClass>>>>,
     storage_classes: Aged<Option<Arc<Vec<StorageClass>>>>,
+    /// By the uid of the object that each is about.
+    warnings: Mutex<BTreeMap<String, (Instant, Warning)>>,
     failures: Mutex<BTreeMap<ClusterKey, u32>>,
     statuses: Mutex<BTreeMap<ClusterKey, WrittenStatus>>,
 }
@@ -64,6 +71,7 @@ impl Context {
     ) -> Self {
         Self {
             client,
+            admin_ports: AdminPorts::default(),
             store,
             cache,
             metrics,
@@ -71,6 +79,7 @@ impl Context {
             memories: Memories::default(),
             ingress_classes: Aged::default(),
             storage_classes: Aged::default(),
+            warnings: Mutex::default(),
             failures: Mutex::default(),
             statuses: Mutex::default(),
         }
@@ -94,6 +103,23 @@ impl Context {
         let classes = self.client.list_all().await?.map(Arc::new);
         self.storage_classes.set(classes.clone());
         Ok(classes)
+    }
+
+    /// The latest warning about an object that does not run.
+    pub async fn latest_warning(&self, namespace: &str, uid: &str) -> Result<Option<Warning>, ClientError> {
+        {
+            let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+            warnings.retain(|_, (at, _)| at.elapsed() < WARNING_AGE);
+            if let Some((_, warning)) = warnings.get(uid) {
+                return Ok(Some(warning.clone()));
+            }
+        }
+        let warning = self.client.latest_warning(namespace, uid).await?;
+        if let Some(warning) = &warning {
+            let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+            warnings.insert(uid.to_owned(), (Instant::now(), warning.clone()));
+        }
+        Ok(warning)
     }
 
     /// A reconcile failed: how long to wait before the next.

@@ -3,6 +3,7 @@
 //! Data flows one way: API object, what it refers to, one validated cluster, its objects, writes, status.
 //! `reconcile` reads as those steps; `build` and `scale` are pure; `client` is the only way to write.
 
+pub mod admin_ports;
 pub mod api_docs;
 pub mod build;
 pub mod cache;

@@ -28,8 +28,9 @@ use crate::{
 const MOST_CONNECTIONS: usize = 256;
 /// Over how long a shed closes its streams; the controller looks at what came of it after ten seconds.
 const SHED_WINDOW: Duration = Duration::from_secs(5);
-/// How long a request head may take to arrive.
-const HEAD_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a request head may take to arrive, also on a connection that is kept: the controller keeps its own from one
+/// look to the next, for 10 s.
+const HEAD_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The routes of the admin port.
 pub fn router(app: Arc<App>) -> Router {

@@ -86,14 +86,8 @@ impl Reason<'_> {
         let Some((name, pod)) = waiting else {
             return Ok(None);
         };
-        let warning = self.context.client.latest_warning(&self.key.namespace, &pod.uid).await?;
-        Ok(warning.map(|event| {
-            diagnose::pod_warning(
-                name,
-                event.reason.as_deref().unwrap_or_default(),
-                event.message.as_deref().unwrap_or_default(),
-            )
-        }))
+        let warning = self.context.latest_warning(&self.key.namespace, &pod.uid).await?;
+        Ok(warning.map(|warning| diagnose::pod_warning(name, &warning.reason, &warning.message)))
     }
 
     async fn redis_trouble(
@@ -111,10 +105,9 @@ impl Reason<'_> {
             return Ok(None);
         }
         // No pod at all: only an event of the StatefulSet says why.
-        let warning = self.context.client.latest_warning(&self.key.namespace, &set.uid).await?;
+        let warning = self.context.latest_warning(&self.key.namespace, &set.uid).await?;
         let name = format!("StatefulSet {}", names::redis(&self.key.name));
-        Ok(warning
-            .map(|event| diagnose::creation_failure(&name, event.message.as_deref().unwrap_or_default())))
+        Ok(warning.map(|warning| diagnose::creation_failure(&name, &warning.message)))
     }
 
     /// Why the volume is not there.
@@ -153,9 +146,9 @@ impl Reason<'_> {
         if !self.is_late(claim.created) {
             return Ok(None);
         }
-        let warning = self.context.client.latest_warning(&self.key.namespace, &claim.uid).await?;
-        Ok(warning.map(|event| {
-            let detail = diagnose::quote(event.message.as_deref().unwrap_or_default());
+        let warning = self.context.latest_warning(&self.key.namespace, &claim.uid).await?;
+        Ok(warning.map(|warning| {
+            let detail = diagnose::quote(&warning.message);
             Trouble::new("VolumePending", format!("PersistentVolumeClaim {name} has no volume: {detail}"))
         }))
     }

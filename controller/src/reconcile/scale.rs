@@ -2,7 +2,6 @@
 //! Deployment; what is kept here only makes a new leader wait.
 
 mod act;
-mod admin;
 pub mod observe;
 
 use std::time::Duration;

@@ -4,11 +4,9 @@
 
 use serde_json::{Value, json};
 
-use super::{
-    admin::{self, ControlToken},
-    observe::Sight,
-};
+use super::observe::Sight;
 use crate::{
+    admin_ports::ControlToken,
     cache::ClusterKey,
     client::ClientError,
     context::Context,
@@ -106,10 +104,11 @@ async fn tell(
     let Some(address) = sight.addresses.get(name) else {
         return Ok(false);
     };
+    let ports = &context.admin_ports;
     let (done, order) = match order {
-        Order::Drain => (admin::begin_drain(*address, token).await, "drain"),
-        Order::Cancel => (admin::cancel_drain(*address, token).await, "serve again"),
-        Order::Shed(streams) => (admin::shed(*address, streams, token).await, "shed streams"),
+        Order::Drain => (ports.begin_drain(*address, token).await, "drain"),
+        Order::Cancel => (ports.cancel_drain(*address, token).await, "serve again"),
+        Order::Shed(streams) => (ports.shed(*address, streams, token).await, "shed streams"),
     };
     if let Err(error) = &done {
         tracing::warn!(namespace = key.namespace, pod = name, order, %error, "an instance did not do as it was told");

@@ -10,8 +10,8 @@ use std::{
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
 
-use super::admin::{self, AdminError};
 use crate::{
+    admin_ports::AdminPorts,
     cache::ClusterKey,
     client::ClientError,
     context::Context,
@@ -58,7 +58,7 @@ pub async fn observe(
     let began = Instant::now();
     let asked =
         pods.iter().map(|(_, pod)| Asked { address: admin_address(pod), max_streams: pod.max_streams });
-    let answers = ask_all(asked.collect(), CONCURRENCY, LOOK_DEADLINE).await;
+    let answers = ask_all(&context.admin_ports, asked.collect(), CONCURRENCY, LOOK_DEADLINE).await;
     context.metrics.observed(began.elapsed());
 
     let mut sight = Sight { exists: deployment.is_some(), ..Sight::default() };
@@ -114,11 +114,16 @@ pub type Told = Result<(Answer, Moment), String>;
 
 /// Asks every instance, `at_a_time` of them at once, and returns what they told in the same order. Those that have not
 /// answered by the `deadline` did not answer.
-pub async fn ask_all(asked: Vec<Asked>, at_a_time: usize, deadline: Duration) -> Vec<Told> {
+pub async fn ask_all(
+    ports: &AdminPorts,
+    asked: Vec<Asked>,
+    at_a_time: usize,
+    deadline: Duration,
+) -> Vec<Told> {
     let late = || Err(format!("no answer within the {} s of a look", deadline.as_secs()));
     let mut told: Vec<Told> = asked.iter().map(|_| late()).collect();
     let mut answers = stream::iter(asked.into_iter().enumerate())
-        .map(|(index, asked)| async move { (index, ask(asked).await) })
+        .map(|(index, asked)| async move { (index, ask(ports, asked).await) })
         .buffer_unordered(at_a_time);
     let all = async {
         while let Some((index, answer)) = answers.next().await {
@@ -132,9 +137,9 @@ pub async fn ask_all(asked: Vec<Asked>, at_a_time: usize, deadline: Duration) ->
     told
 }
 
-async fn ask(Asked { address, max_streams }: Asked) -> Told {
+async fn ask(ports: &AdminPorts, Asked { address, max_streams }: Asked) -> Told {
     let address = address.ok_or_else(|| "has no address yet".to_owned())?;
-    let body = admin::get_load(address).await.map_err(|error: AdminError| error.to_string())?;
+    let body = ports.get_load(address).await.map_err(|error| error.to_string())?;
     // Rates are taken over the time between two answers, not between two looks.
     let arrived = Timestamp::now().into();
     Answer::parse(&body, max_streams).map(|answer| (answer, arrived))
@@ -184,7 +189,7 @@ mod tests {
         for _ in 0..4 {
             asked.push(instance(0, &answered).await.0);
         }
-        let told = ask_all(asked, 2, LOOK_DEADLINE).await;
+        let told = ask_all(&AdminPorts::default(), asked, 2, LOOK_DEADLINE).await;
         let stamps: Vec<Moment> = told.into_iter().map(|told| told.unwrap().1).collect();
         assert!(stamps[0] >= *at.borrow(), "stamped before it answered");
         assert!(stamps[0] >= stamps[4], "{stamps:?}");
@@ -196,7 +201,9 @@ mod tests {
         let (silent, _) = instance(usize::MAX, &answered).await;
         let nowhere = Asked { address: None, max_streams: 0 };
         let began = Instant::now();
-        let told = ask_all([vec![nowhere], vec![silent; 12]].concat(), 1, LOOK_DEADLINE).await;
+        let told =
+            ask_all(&AdminPorts::default(), [vec![nowhere], vec![silent; 12]].concat(), 1, LOOK_DEADLINE)
+                .await;
         assert!(began.elapsed() < LOOK_DEADLINE * 3, "{:?}", began.elapsed());
         let reasons: Vec<String> = told.into_iter().map(Result::unwrap_err).collect();
         assert_eq!(reasons.len(), 13);

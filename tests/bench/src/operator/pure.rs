@@ -3,6 +3,7 @@
 use std::{hint::black_box, time::Instant};
 
 use vx11_controller::{
+    admin_ports::AdminPorts,
     reconcile::scale::observe::{Asked, CONCURRENCY, LOOK_DEADLINE, ask_all},
     scale::{
         decide::decide,
@@ -84,10 +85,10 @@ async fn looks() -> (Vec<f64>, Vec<f64>) {
     let servers: Vec<Server> = (0..INSTANCES).map(|_| Server::start(Kind::OursAlone)).collect();
     let asked: Vec<Asked> =
         servers.iter().map(|server| Asked { address: Some(server.admin()), max_streams: 500 }).collect();
-    let (mut times, mut used) = (Vec::new(), Vec::new());
+    let (ports, mut times, mut used) = (AdminPorts::default(), Vec::new(), Vec::new());
     for _ in 0..LOOKS {
         let (begun, cpu) = (Instant::now(), process::cpu_of(std::process::id()));
-        let told = ask_all(asked.clone(), CONCURRENCY, LOOK_DEADLINE).await;
+        let told = ask_all(&ports, asked.clone(), CONCURRENCY, LOOK_DEADLINE).await;
         times.push(begun.elapsed().as_secs_f64() * 1000.0);
         used.push(process::cpu_of(std::process::id()).saturating_sub(cpu).as_secs_f64() * 1000.0);
         assert!(told.iter().all(Result::is_ok), "an instance did not answer");
