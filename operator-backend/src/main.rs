@@ -24,6 +24,10 @@ use tokio::{
     time::timeout,
 };
 
+/// Gives memory back to the system once it is free, so that a storm of slow clients leaves no trace.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Connections that may wait for being accepted: a reconnect storm arrives in one burst.
@@ -78,7 +82,7 @@ async fn run(config: Config) -> Result<(), Failure> {
     let events = EventLog::new(&config, link.clone());
     let engine = Engine::start(&config, authenticator.clone(), events.clone(), Arc::clone(&metrics));
 
-    let public = listen(config.listen)?;
+    let public = stream::Port::new(listen(config.listen)?)?;
     let admin = listen(config.admin_listen)?;
     let parts = Parts {
         authenticator,

@@ -11,7 +11,6 @@ mod connect;
 mod supervise;
 
 use std::{
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -199,7 +198,8 @@ impl RedisLink {
             return Err(LinkError::Down);
         };
         let asked = self.elapsed();
-        let answer = answered(deadline, up.connection.send_packed_command(command)).await;
+        // On the heap: it is large, and so would be the task of every request that may ask.
+        let answer = answered(deadline, Box::pin(up.connection.send_packed_command(command))).await;
         let value = self.judge(answer, &up, asked)?;
         value
             .extract_error()
@@ -220,7 +220,7 @@ impl RedisLink {
             return Err(LinkError::Down);
         };
         let asked = self.elapsed();
-        let answer = answered(deadline, pipeline.query_async::<T>(&mut up.connection)).await;
+        let answer = answered(deadline, Box::pin(pipeline.query_async::<T>(&mut up.connection))).await;
         self.judge(answer, &up, asked)
     }
 
@@ -291,8 +291,7 @@ impl RedisLink {
 
 /// Waits until `deadline` for an answer. When the deadline is noticed late it was this process that stood
 /// still (throttled, say), and the answer may be there already, unread: it gets a second chance.
-async fn answered<T>(deadline: Duration, answer: impl Future<Output = T>) -> Result<T, Elapsed> {
-    let mut answer = pin!(answer);
+async fn answered<T>(deadline: Duration, mut answer: impl Future<Output = T> + Unpin) -> Result<T, Elapsed> {
     let asked = Instant::now();
     match timeout(deadline, &mut answer).await {
         Err(_) if asked.elapsed() > deadline + STANDSTILL => timeout(deadline, answer).await,
@@ -334,7 +333,7 @@ mod tests {
             std::thread::sleep(deadline * 3);
             receiver.await
         };
-        assert_eq!(answered(deadline, standing_still).await, Ok(Ok(7)));
+        assert_eq!(answered(deadline, Box::pin(standing_still)).await, Ok(Ok(7)));
         assert!(answered(deadline, std::future::pending::<()>()).await.is_err());
     }
 

@@ -36,7 +36,7 @@ use axum::{
 };
 use bytes::Bytes;
 
-pub use self::listener::serve;
+pub use self::listener::{Port, serve};
 use self::{
     admission::{Admitted, Door, stream_headers},
     feed::Feed,
@@ -226,11 +226,15 @@ impl Engine {
     }
 
     /// Moves a socket into a shard, where its stream begins with `head`.
-    fn join(&self, socket: std::net::TcpStream, admitted: Admitted, head: Vec<u8>, correlation: &str) {
+    async fn join(&self, socket: std::net::TcpStream, admitted: Admitted, head: Vec<u8>, correlation: &str) {
         let (group, permit, beginning, feed) = self.begin(admitted, head, correlation);
         let turn = self.0.next_shard.fetch_add(1, Ordering::Relaxed);
-        if let Some(shard) = self.0.shards.get(turn % self.0.shards.len().max(1)) {
-            shard.send(Command::Join(Box::new(Join { socket, group, permit, beginning, feed })));
+        if let Some(shard) = self.0.shards.get(turn % self.0.shards.len().max(1))
+            && shard.put(Command::Join(Box::new(Join { socket, group, permit, beginning, feed })))
+        {
+            // Those that are admitted at the same time come with it, so that the shard wakes once for all of them.
+            tokio::task::yield_now().await;
+            shard.wake();
         }
     }
 

@@ -3,10 +3,10 @@
 
 use std::{
     convert::Infallible,
-    io::Write as _,
+    io::{self, Read as _, Write as _},
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -29,8 +29,9 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use jiff::Timestamp;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, unix::AsyncFd},
     net::{TcpListener, TcpStream},
     sync::watch,
     time::timeout,
@@ -53,22 +54,49 @@ use crate::{
 /// How long a refused client may take to fetch its answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Serves the public port until `shutdown` resolves; then open requests get their answers.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    engine: Engine,
-    shutdown: impl Future<Output = ()>,
-) {
-    if let Err(error) = socket::prepare(&listener) {
-        // Works without, at a higher price for slow and vanished peers.
-        tracing::warn!(%error, "public port: cannot set the options of its socket");
+/// The public port. A socket that it accepts is not waited for before that is needed: most requests for a stream have
+/// come with their connection, and their sockets move on at once.
+pub struct Port(AsyncFd<mio::net::TcpListener>);
+
+impl Port {
+    /// To be called inside a runtime.
+    ///
+    /// # Errors
+    /// When the system gives no way to wait for it.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        if let Err(error) = socket::prepare(&listener) {
+            // Works without, at a higher price for slow and vanished peers.
+            tracing::warn!(%error, "public port: cannot set the options of its socket");
+        }
+        let listener = mio::net::TcpListener::from_std(listener.into_std()?);
+        #[expect(unsafe_code, reason = "tokio has no other way to wait for a listener that is not its own")]
+        // SAFETY: the listener owns the descriptor that it reports, never reports another, and moves into the AsyncFd,
+        // which deregisters it before it drops it.
+        let listener = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?;
+        Ok(Self(listener))
     }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.get_ref().local_addr()
+    }
+
+    async fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
+        let (socket, peer) = self.0.async_io(Interest::READABLE, mio::net::TcpListener::accept).await?;
+        Ok((socket.into(), peer))
+    }
+}
+
+/// Serves the public port until `shutdown` resolves; then open requests get their answers.
+pub async fn serve(port: Port, router: Router, engine: Engine, shutdown: impl Future<Output = ()>) {
     let mut shutdown = pin!(shutdown);
     let (stop, stopped) = watch::channel(false);
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = port.accept() => accepted,
             () = &mut shutdown => break,
         };
         match accepted {
@@ -88,11 +116,14 @@ pub async fn serve(
             }
         }
     }
-    drop((listener, stopped));
+    drop((port, stopped));
     stop.send_replace(true);
     // Resolves when every connection has dropped its receiver.
     stop.closed().await;
 }
+
+/// One that nobody waits for.
+type Socket = std::net::TcpStream;
 
 struct Connection {
     engine: Engine,
@@ -102,34 +133,43 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(mut self, mut socket: TcpStream) {
-        let read = tokio::select! {
-            read = timeout(HEAD_DEADLINE, read_head(&mut socket)) => read,
-            _ = self.stopped.changed() => return,
-        };
-        match read {
-            Ok(Ok((Head::Request(parts, length), bytes))) => {
+    async fn serve(mut self, mut socket: Socket) {
+        let mut bytes = Vec::new();
+        let mut head = read_some(|buffer| socket.read(buffer), &mut bytes);
+        if is_to_come(&head, &bytes) {
+            let Ok(waiting) = TcpStream::from_std(socket) else { return };
+            let waited = tokio::select! {
+                waited = timeout(HEAD_DEADLINE, read_head(&waiting, &mut bytes)) => waited,
+                _ = self.stopped.changed() => return,
+            };
+            let Ok(back) = waiting.into_std() else { return };
+            socket = back;
+            match waited {
+                Ok(waited) => head = waited,
+                Err(_) => return self.refuse(socket, StatusCode::REQUEST_TIMEOUT, "request_timeout").await,
+            }
+        }
+        // What no stream needs is on the heap, so that the task of a stream is small.
+        match head {
+            Ok(Head::Request(parts, length)) => {
                 let is_stream = parts.method == Method::GET && parts.uri.path() == STREAM_PATH;
                 // More bytes behind the head are another request, which only the server can answer.
                 if is_stream && length == bytes.len() {
                     self.stream(socket, *parts).await;
                 } else {
-                    self.hand_over(socket, bytes).await;
+                    Box::pin(self.hand_over(socket, bytes)).await;
                 }
             }
-            Ok(Ok((Head::Other, bytes))) => self.hand_over(socket, bytes).await,
-            Ok(Ok((Head::Partial, _))) => {
+            Ok(Head::Other) => Box::pin(self.hand_over(socket, bytes)).await,
+            Ok(Head::Partial) => {
                 self.refuse(socket, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "request_head_too_large")
                     .await;
             }
-            Ok(Err(_)) => {}
-            Err(_) => {
-                self.refuse(socket, StatusCode::REQUEST_TIMEOUT, "request_timeout").await;
-            }
+            Err(_) => {}
         }
     }
 
-    async fn stream(self, socket: TcpStream, mut parts: Parts) {
+    async fn stream(self, socket: Socket, mut parts: Parts) {
         let correlation = CorrelationId::of(&parts.headers);
         parts.extensions.insert(ConnectInfo(self.peer));
         let outcome = self.engine.admit(&parts).await;
@@ -160,25 +200,23 @@ impl Connection {
         match admitted {
             Some(admitted) => {
                 let head = render(&response, None);
-                // Out of tokio's hands; if that fails the connection ends here.
-                if let Ok(socket) = socket.into_std() {
-                    self.engine.join(socket, admitted, head, correlation.as_str());
-                }
+                self.engine.join(socket, admitted, head, correlation.as_str()).await;
             }
-            None => self.answer(socket, response).await,
+            None => Box::pin(self.answer(socket, response)).await,
         }
     }
 
-    async fn refuse(&self, socket: TcpStream, status: StatusCode, detail: &'static str) {
+    async fn refuse(&self, socket: Socket, status: StatusCode, detail: &'static str) {
         let mut response = ErrorAnswer::new(status, detail).into_response();
         let correlation = CorrelationId::of(&axum::http::HeaderMap::new());
         response.headers_mut().insert(CORRELATION_HEADER, correlation.header().clone());
-        self.answer(socket, response).await;
+        Box::pin(self.answer(socket, response)).await;
     }
 
     /// Writes a whole answer and closes.
-    async fn answer(&self, mut socket: TcpStream, response: Response) {
+    async fn answer(&self, socket: Socket, response: Response) {
         self.engine.count_error(response.status());
+        let Ok(mut socket) = TcpStream::from_std(socket) else { return };
         let (parts, body) = response.into_parts();
         let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
             return;
@@ -195,12 +233,13 @@ impl Connection {
                     break;
                 }
             }
-            Ok::<(), std::io::Error>(())
+            Ok::<(), io::Error>(())
         };
         let _ = timeout(ANSWER_DEADLINE, exchange).await;
     }
 
-    async fn hand_over(self, socket: TcpStream, read: Vec<u8>) {
+    async fn hand_over(self, socket: Socket, read: Vec<u8>) {
+        let Ok(socket) = TcpStream::from_std(socket) else { return };
         let Self { router, peer, mut stopped, .. } = self;
         let frames = read.strip_prefix(head::PREFACE);
         let patience = Patience::new(frames.unwrap_or(&read), frames.map(|_| Frames::default()));
@@ -245,33 +284,33 @@ impl Connection {
     }
 }
 
+/// Whether a head is to be waited for.
+fn is_to_come(head: &io::Result<Head>, bytes: &[u8]) -> bool {
+    matches!(head, Ok(Head::Partial)) && bytes.len() < head::LARGEST
+}
+
 /// Reads until the first request's head is whole, is none, or is too large.
-async fn read_head(socket: &mut TcpStream) -> std::io::Result<(Head, Vec<u8>)> {
-    let mut bytes = Vec::new();
+async fn read_head(socket: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<Head> {
     loop {
-        match read_some(socket, &mut bytes) {
-            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                socket.readable().await?;
-                continue;
-            }
-            Err(error) => return Err(error),
-        }
-        match head::parse(&bytes) {
-            Head::Partial if bytes.len() < head::LARGEST => {}
-            head => return Ok((head, bytes)),
+        socket.readable().await?;
+        let head = read_some(|buffer| socket.try_read(buffer), bytes);
+        if !is_to_come(&head, bytes) {
+            return head;
         }
     }
 }
 
-/// Appends what the socket has. The buffer is on the stack of this call, not in the task: most heads come
+/// Appends what has come, and looks at it. The buffer is on the stack of this call, not in the task: most heads come
 /// whole, and what is kept of them is exactly as large.
-fn read_some(socket: &TcpStream, bytes: &mut Vec<u8>) -> std::io::Result<usize> {
+fn read_some(read: impl FnOnce(&mut [u8]) -> io::Result<usize>, bytes: &mut Vec<u8>) -> io::Result<Head> {
     let mut buffer = [0; 4096];
-    let read = socket.try_read(&mut buffer)?;
-    bytes.extend_from_slice(buffer.get(..read).unwrap_or_default());
-    Ok(read)
+    match read(&mut buffer) {
+        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(read) => bytes.extend_from_slice(buffer.get(..read).unwrap_or_default()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        Err(error) => return Err(error),
+    }
+    Ok(head::parse(bytes))
 }
 
 /// The head of an answer, after which the connection closes.
@@ -292,9 +331,21 @@ fn render(response: &Response, length: Option<usize>) -> Vec<u8> {
     if let Some(length) = length {
         header(header::CONTENT_LENGTH.as_str(), &HeaderValue::from(length));
     }
-    let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-    let _ = write!(out, "connection: close\r\ndate: {date}\r\n\r\n");
+    out.extend_from_slice(b"connection: close\r\ndate: ");
+    date(&mut out);
+    out.extend_from_slice(b"\r\n\r\n");
     out
+}
+
+/// Appends the date of an answer, which is made once a second.
+fn date(out: &mut Vec<u8>) {
+    static LATEST: Mutex<(i64, String)> = Mutex::new((0, String::new()));
+    let now = Timestamp::now();
+    let mut latest = LATEST.lock().unwrap_or_else(PoisonError::into_inner);
+    if latest.0 != now.as_second() {
+        *latest = (now.as_second(), now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string());
+    }
+    out.extend_from_slice(latest.1.as_bytes());
 }
 
 /// A socket of which some bytes have been read already, and which tells what is read.
@@ -309,7 +360,7 @@ impl AsyncRead for Rewound {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
+    ) -> Poll<io::Result<()>> {
         if self.read.is_empty() {
             let before = buffer.filled().len();
             let outcome = Pin::new(&mut self.socket).poll_read(context, buffer);
@@ -334,7 +385,7 @@ impl AsyncWrite for Rewound {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(context, bytes)
     }
 
@@ -342,7 +393,7 @@ impl AsyncWrite for Rewound {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write_vectored(context, slices)
     }
 
@@ -350,11 +401,11 @@ impl AsyncWrite for Rewound {
         self.socket.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(context)
     }
 }

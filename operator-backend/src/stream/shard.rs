@@ -112,17 +112,20 @@ impl Handle {
     }
 
     pub(super) fn send(&self, command: Command) {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        inbox.push(command);
-        // Whoever put the first one in has woken the shard already.
-        let first = inbox.len() == 1;
-        drop(inbox);
-        if first {
-            self.wake();
-        }
+        let _ = self.put(command);
+        self.wake();
     }
 
-    fn wake(&self) {
+    /// Adds a command to those that the shard finds when it wakes; whether it is the first one, so that nobody else
+    /// is about to wake the shard.
+    #[must_use]
+    pub(super) fn put(&self, command: Command) -> bool {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.push(command);
+        inbox.len() == 1
+    }
+
+    pub(super) fn wake(&self) {
         // Fails only if the descriptor is gone, and with it the shard.
         let _ = self.waker.wake();
     }

@@ -10,8 +10,9 @@ use tokio::net::TcpListener;
 const SEND_BUFFER: usize = 32 * 1024;
 /// How long sent data may stay unacknowledged, and a closed window closed.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
-/// When a peer that has nothing to acknowledge is asked whether it is there, and how often.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+/// When a peer that has nothing to acknowledge is asked whether it is there, and how often. Not before a heartbeat of the
+/// default interval has asked the same: thousands of idle peers cost no packet more than that.
+const KEEPALIVE: Duration = Duration::from_secs(17);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Sets them all on a listener: Linux gives them to every connection that it accepts, at no cost for each.

@@ -63,9 +63,14 @@ impl Instance {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let server = tokio::spawn(stream::serve(listener, router, engine.clone(), async {
-            let _ = stopped.await;
-        }));
+        let server = tokio::spawn(stream::serve(
+            stream::Port::new(listener).unwrap(),
+            router,
+            engine.clone(),
+            async {
+                let _ = stopped.await;
+            },
+        ));
         Self {
             address,
             events,
