@@ -44,24 +44,35 @@ begun() {
   local name=$1
   shift
   mkdir -p "$VX11_STATE/log"
+  rm -f "$VX11_STATE/log/$name.status"
   set -m
-  "$@" >"$VX11_STATE/log/$name.log" 2>&1 </dev/null &
+  with_status "$VX11_STATE/log/$name.status" "$@" >"$VX11_STATE/log/$name.log" 2>&1 </dev/null &
   begun[$name]=$!
   set +m
   trap 'exit 130' INT TERM HUP
   trap 'for pid in "${begun[@]}"; do kill -- "-$pid" 2>/dev/null || true; done' EXIT
 }
 
+# with_status FILE COMMAND…: leaves the exit status in a file, since a shell may forget that of a job that ended long
+# before it is asked for.
+with_status() {
+  local file=$1 status=0
+  shift
+  ("$@") &
+  wait $! || status=$?
+  echo "$status" >"$file"
+}
+
 ended() {
-  local log=$VX11_STATE/log/$1.log pid=${begun[$1]} dots=0
-  while kill -0 "$pid" 2>/dev/null; do
+  local log=$VX11_STATE/log/$1.log status=$VX11_STATE/log/$1.status pid=${begun[$1]} dots=0
+  while [ ! -s "$status" ] && kill -0 "$pid" 2>/dev/null; do
     sleep 0.1
     dots=$((dots + 1))
     if [ $((dots % 20)) = 0 ]; then printf '.'; fi
   done
   if [ "$dots" -ge 20 ]; then printf '\n'; fi
   unset "begun[$1]"
-  if ! wait "$pid"; then
+  if [ "$(cat "$status" 2>/dev/null)" != 0 ]; then
     tail -n 25 "$log" >&2
     fail "$1 failed; the whole log is $log"
   fi

@@ -110,7 +110,9 @@ pub fn run(options: &Options) {
     let right = format!("HTTP/1.1 {}", options.status);
 
     let alarm = Alarm::new(&poll);
-    let (mut samples, mut wrong) = (Vec::new(), 0);
+    // By the second that they were due in.
+    let mut samples = vec![Vec::new(); options.seconds.ceil() as usize + 1];
+    let mut wrong = 0;
     let mut idle: VecDeque<usize> = (0..connections.len()).collect();
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; 64 * 1024];
@@ -157,7 +159,8 @@ pub fn run(options: &Options) {
             }
             let due = connection.due.take().expect("one request for each answer");
             if connection.partial.starts_with(right.as_bytes()) {
-                samples.push(u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX));
+                let second = due.duration_since(begun).as_secs() as usize;
+                samples[second].push(u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX));
             } else {
                 wrong += 1;
             }
@@ -165,11 +168,13 @@ pub fn run(options: &Options) {
             idle.push_back(number);
         }
     }
+    samples.retain(|second| !second.is_empty());
+    let answered = samples.iter().map(Vec::len).sum::<usize>();
     let report = Report {
-        answered: samples.len() as u64,
+        answered: answered as u64,
         wrong: wrong + (connections.len() - idle.len()) as u64,
-        per_second: samples.len() as f64 / begun.elapsed().as_secs_f64(),
-        latency: Latency::of(&mut samples),
+        per_second: answered as f64 / begun.elapsed().as_secs_f64(),
+        latency: Latency::of_seconds(&mut samples),
     };
     println!("{}", serde_json::to_string(&report).expect("JSON"));
 }
