@@ -16,8 +16,8 @@ use crate::scale::reading::MAX_ANSWER_BYTES;
 
 /// From connect to the last byte.
 pub const DEADLINE: Duration = Duration::from_secs(1);
-/// How long a connection is kept for the next request: longer than from one look to the next, shorter than the
-/// instance keeps it, so that no request meets a connection that is just being closed.
+/// How long a connection is kept for the next request: longer than from one look to the next where the load decides,
+/// shorter than the instance keeps it, so that no request meets a connection that is just being closed.
 const KEPT: Duration = Duration::from_secs(10);
 
 /// Why an instance gave no usable answer.
@@ -166,11 +166,15 @@ mod tests {
         format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
     }
 
+    async fn get_load(instance: SocketAddr) -> Result<Bytes, AdminError> {
+        AdminPorts::default().get_load(instance).await
+    }
+
     #[tokio::test]
     async fn an_answer_is_read_to_its_end_whether_or_not_the_connection_closes() {
         for hold in [false, true] {
             let address = instance(http("{\"streams\":1}"), hold).await;
-            assert_eq!(AdminPorts::default().get_load(address).await.unwrap(), "{\"streams\":1}");
+            assert_eq!(get_load(address).await.unwrap(), "{\"streams\":1}");
         }
     }
 
@@ -182,8 +186,7 @@ mod tests {
     #[case::refusal(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".to_vec(), "it answers 403")]
     #[tokio::test]
     async fn a_useless_answer_is_an_error_with_its_reason(#[case] answer: Vec<u8>, #[case] reason: &str) {
-        let error =
-            AdminPorts::default().get_load(instance(answer, false).await).await.unwrap_err().to_string();
+        let error = get_load(instance(answer, false).await).await.unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
     }
 
@@ -191,10 +194,7 @@ mod tests {
     async fn a_slow_instance_costs_no_more_than_the_deadline() {
         let began = Instant::now();
         let address = instance(b"HTTP/1.1 200 OK\r\n".to_vec(), true).await;
-        assert_eq!(
-            AdminPorts::default().get_load(address).await.unwrap_err().to_string(),
-            "no answer within 1 s"
-        );
+        assert_eq!(get_load(address).await.unwrap_err().to_string(), "no answer within 1 s");
         assert!(began.elapsed() < DEADLINE * 2);
     }
 
@@ -229,13 +229,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        assert!(
-            AdminPorts::default()
-                .get_load(address)
-                .await
-                .unwrap_err()
-                .to_string()
-                .starts_with("cannot connect")
-        );
+        assert!(get_load(address).await.unwrap_err().to_string().starts_with("cannot connect"));
     }
 }

@@ -12,9 +12,9 @@ node_image() {
   fi
   echo no >"$VX11_STATE/registry"
   local inputs
-  inputs=$(cat "$CLUSTER_DIR"/{versions.env,rootfs.sh,node-image.sh,manifests/default-storage.yaml,build/{go.mod,coredns/main.go,pause.c}} |
+  inputs=$(cat "$CLUSTER_DIR"/{versions.env,rootfs.sh,node-image.sh,manifests/default-storage.yaml} |
     sha256sum | cut -c1-12)
-  NODE_IMAGE=vx11/kind-node:$KUBERNETES_VERSION-$inputs
+  NODE_IMAGE=vx11/kind-node:$(basename "$BIN")-$inputs
   if docker image inspect "$NODE_IMAGE" >/dev/null 2>&1; then return; fi
   prerequisites_node_image
   build_node_image

@@ -18,9 +18,6 @@ pub struct Latency {
     pub p50: u32,
     /// 99 of 100 are within this.
     pub p99: u32,
-    /// The same of a typical second: the median of the seconds', so that a pause of the whole machine is not taken for
-    /// the server's.
-    pub typical_p99: u32,
     /// 999 of 1000 are within this.
     pub p999: u32,
     /// All are within this.
@@ -35,14 +32,7 @@ impl Latency {
             let rank = (samples.len() * permille).div_ceil(1000).saturating_sub(1);
             samples.get(rank).copied().unwrap_or_default()
         };
-        Self { p50: at(500), p99: at(990), typical_p99: at(990), p999: at(999), max: at(1000) }
-    }
-
-    /// Of the samples of each second.
-    pub fn of_seconds(seconds: &mut [Vec<u32>]) -> Self {
-        let mut p99s: Vec<u32> = seconds.iter_mut().map(|samples| Self::of(samples).p99).collect();
-        let mut all = seconds.concat();
-        Self { typical_p99: Self::of(&mut p99s).p50, ..Self::of(&mut all) }
+        Self { p50: at(500), p99: at(990), p999: at(999), max: at(1000) }
     }
 }
 

@@ -56,6 +56,9 @@ pub struct Report {
     pub per_second: f64,
     /// From due to answered.
     pub latency: Latency,
+    /// Its p99 of a typical second: the median of the seconds', so that a pause of the whole machine is not taken for the
+    /// server's.
+    pub typical_p99: u32,
 }
 
 struct Connection {
@@ -170,11 +173,13 @@ pub fn run(options: &Options) {
     }
     samples.retain(|second| !second.is_empty());
     let answered = samples.iter().map(Vec::len).sum::<usize>();
+    let mut p99s: Vec<u32> = samples.iter_mut().map(|second| Latency::of(second).p99).collect();
     let report = Report {
         answered: answered as u64,
         wrong: wrong + (connections.len() - idle.len()) as u64,
         per_second: answered as f64 / begun.elapsed().as_secs_f64(),
-        latency: Latency::of_seconds(&mut samples),
+        latency: Latency::of(&mut samples.concat()),
+        typical_p99: Latency::of(&mut p99s).p50,
     };
     println!("{}", serde_json::to_string(&report).expect("JSON"));
 }
