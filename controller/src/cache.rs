@@ -59,18 +59,8 @@ pub enum Freshness {
     Polled(Duration),
 }
 
-/// An object that a watch saw.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Child {
-    /// Its kind.
-    pub kind: Kind,
-    /// Its name.
-    pub name: String,
-    /// Its uid.
-    pub uid: String,
-    /// Uid of its controller.
-    pub owner_uid: Option<String>,
-}
+/// Objects of a cluster, and the wish that each was found to fulfil.
+pub type Agreements = BTreeMap<(Kind, String), String>;
 
 #[derive(Debug)]
 struct Seen {
@@ -111,6 +101,17 @@ impl Entry {
             },
         };
         is_current.then_some(known)
+    }
+
+    /// Fingerprint of the wish that the object is known to fulfil.
+    fn agreed(&self) -> Option<&str> {
+        self.current(Freshness::Watched)?.agreed.as_deref()
+    }
+
+    /// Uid of an object that a watch sees and that goes when this owner no longer asks for it.
+    fn removable(&self, kind: Kind, owner: &str) -> Option<&str> {
+        let seen = self.seen.as_ref()?;
+        (kind.is_removable() && seen.owner_uid.as_deref() == Some(owner)).then_some(&seen.uid)
     }
 }
 
@@ -238,8 +239,50 @@ impl Cache {
             .clusters
             .get(cluster)
             .and_then(|entries| entries.get(&(kind, name.to_owned())))
-            .and_then(|entry| entry.current(Freshness::Watched))
-            .is_some_and(|known| known.agreed.as_deref() == Some(wish))
+            .is_some_and(|entry| entry.agreed() == Some(wish))
+    }
+
+    /// The wishes that these objects fulfil; `None` when one of them is not known to.
+    #[must_use]
+    pub fn agreements(&self, cluster: &ClusterKey, wanted: &BTreeSet<(Kind, String)>) -> Option<Agreements> {
+        let knowledge = self.lock();
+        let entries = knowledge.clusters.get(cluster)?;
+        wanted
+            .iter()
+            .map(|object| Some((object.clone(), entries.get(object)?.agreed()?.to_owned())))
+            .collect()
+    }
+
+    /// Whether every object still fulfils its wish and this owner has no other that would be removed.
+    #[must_use]
+    pub fn still_agrees(&self, cluster: &ClusterKey, owner: &str, agreements: &Agreements) -> bool {
+        let knowledge = self.lock();
+        let Some(entries) = knowledge.clusters.get(cluster) else { return false };
+        agreements.iter().all(|(object, wish)| {
+            entries.get(object).is_some_and(|entry| entry.agreed() == Some(wish.as_str()))
+        }) && entries.iter().all(|(object, entry)| {
+            entry.removable(object.0, owner).is_none() || agreements.contains_key(object)
+        })
+    }
+
+    /// Kind, name and uid of each object of this owner that would be removed, as nobody asks for it.
+    #[must_use]
+    pub fn orphans(
+        &self,
+        cluster: &ClusterKey,
+        owner: &str,
+        wanted: &BTreeSet<(Kind, String)>,
+    ) -> Vec<(Kind, String, String)> {
+        self.lock()
+            .clusters
+            .get(cluster)
+            .into_iter()
+            .flatten()
+            .filter(|(object, _)| !wanted.contains(object))
+            .filter_map(|((kind, name), entry)| {
+                Some((*kind, name.clone(), entry.removable(*kind, owner)?.to_owned()))
+            })
+            .collect()
     }
 
     /// A read or a write told of this version of an object; `agreed` is the wish it fulfils, when that was
@@ -306,23 +349,16 @@ impl Cache {
         entry.is_some_and(|entry| entry.seen.is_some())
     }
 
-    /// The objects of a cluster that the watches see.
+    /// Names of a cluster's objects of a kind that the watches see.
     #[must_use]
-    pub fn children(&self, cluster: &ClusterKey) -> Vec<Child> {
+    pub fn names(&self, cluster: &ClusterKey, kind: Kind) -> Vec<String> {
         self.lock()
             .clusters
             .get(cluster)
             .into_iter()
             .flatten()
-            .filter_map(|((kind, name), entry)| {
-                let seen = entry.seen.as_ref()?;
-                Some(Child {
-                    kind: *kind,
-                    name: name.clone(),
-                    uid: seen.uid.clone(),
-                    owner_uid: seen.owner_uid.clone(),
-                })
-            })
+            .filter(|((of, _), entry)| *of == kind && entry.seen.is_some())
+            .map(|((_, name), _)| name.clone())
             .collect()
     }
 
@@ -475,7 +511,7 @@ mod tests {
         assert!(kept.is_empty());
         let bereaved = cache.retain(KIND, Some("simple-namespace"), &BTreeSet::new());
         assert_eq!(bereaved, BTreeSet::from([key()]));
-        assert!(cache.children(&key()).is_empty());
+        assert!(cache.names(&key(), KIND).is_empty());
     }
 
     #[test]

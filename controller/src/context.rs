@@ -15,6 +15,7 @@ use crate::{
     cache::{Cache, ClusterKey},
     client::{ClientError, LeaderClient, Warning},
     cluster::Defaults,
+    reconcile::settled::Settlements,
     scale::memory::Memories,
     telemetry::Metrics,
 };
@@ -43,6 +44,8 @@ pub struct Context {
     pub defaults: Defaults,
     /// What the scaling remembers.
     pub memories: Memories,
+    /// What needs no pass over its objects.
+    pub settlements: Settlements,
     ingress_classes: Aged<Option<Arc<Vec<IngressClass>>>>,
     storage_classes: Aged<Option<Arc<Vec<StorageClass>>>>,
     /// By the uid of the object that each is about.
@@ -77,6 +80,7 @@ impl Context {
             metrics,
             defaults,
             memories: Memories::default(),
+            settlements: Settlements::default(),
             ingress_classes: Aged::default(),
             storage_classes: Aged::default(),
             warnings: Mutex::default(),
@@ -169,6 +173,7 @@ impl Context {
         self.cache.forget(cluster);
         self.reset_pause(cluster);
         self.memories.forget(cluster);
+        self.settlements.forget(cluster);
         self.metrics.remove_figures(cluster);
         self.statuses.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
     }

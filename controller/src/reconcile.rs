@@ -7,6 +7,7 @@ pub mod inspect;
 mod journal;
 mod look;
 pub mod scale;
+pub mod settled;
 pub mod summary;
 pub mod update_status;
 pub mod validate;
@@ -19,7 +20,7 @@ use std::{
 use jiff::Timestamp;
 use kube::runtime::{controller::Action, reflector::ObjectRef};
 use thiserror::Error;
-use vx11_crds::VX11Cluster;
+use vx11_crds::{VX11Cluster, VX11ClusterStatus};
 
 use self::{
     apply::{Applied, apply},
@@ -38,8 +39,11 @@ use crate::{
     diagnose::Trouble,
 };
 
-/// When to look again at a cluster that is not settled; changes are seen at once, this is for time itself.
+/// When to look again at a cluster that is not settled; changes are seen at once, this is for time itself and for
+/// what no watch tells, such as the reason why something does not start.
 const UNSETTLED_LOOK: Duration = Duration::from_secs(10);
+/// The same for what has been unsettled for long: what has not come in minutes is not waited for by the second.
+const LONGEST_UNSETTLED_LOOK: Duration = Duration::from_mins(1);
 /// When to look again at a settled cluster. Watches tell of every change; this only bounds what a lost one
 /// could cost.
 const SETTLED_LOOK: Duration = Duration::from_mins(30);
@@ -122,7 +126,14 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
     };
     let mut applied = match (&validated, &scaled) {
         (Ok(validated), Some(scaled)) if !validated.paused => {
-            Box::pin(apply(context, &key, build(validated, scaled.count()))).await?
+            let count = scaled.count();
+            if context.settlements.hold(&context.cache, &key, validated, count.instances) {
+                Applied::settled()
+            } else {
+                let applied = Box::pin(apply(context, &key, build(validated, count.clone()))).await?;
+                context.settlements.learn(&context.cache, &key, validated, count.instances, &applied);
+                applied
+            }
         }
         _ => Applied::default(),
     };
@@ -146,7 +157,7 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
         unrecorded,
         now,
     });
-    let settled = summary.settled;
+    let unsettled = (!summary.settled).then(|| unsettled_look(&summary.status, now));
     let invalid = scaled.is_none();
     update_status(context, &key, cluster, &previous, summary).await?;
 
@@ -159,19 +170,32 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
         doubt_polled(context, &key, cluster);
         return Ok(Action::requeue(INVALID_LOOK));
     }
-    Ok(next_look(cluster, &applied, settled, scaled.as_ref()))
+    Ok(next_look(cluster, &applied, unsettled, scaled.as_ref()))
 }
 
-fn next_look(cluster: &VX11Cluster, applied: &Applied, settled: bool, scaled: Option<&Scaled>) -> Action {
+/// A sixth of the time for which the cluster has been as it is, within bounds.
+fn unsettled_look(status: &VX11ClusterStatus, now: Timestamp) -> Duration {
+    let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
+    let since = ready.map_or(now, |ready| ready.last_transition_time.0);
+    let elapsed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    (elapsed / 6).clamp(UNSETTLED_LOOK, LONGEST_UNSETTLED_LOOK)
+}
+
+fn next_look(
+    cluster: &VX11Cluster,
+    applied: &Applied,
+    unsettled: Option<Duration>,
+    scaled: Option<&Scaled>,
+) -> Action {
     let polled =
         if Referenced::polled(cluster).next().is_some() { REFERENCED_SECRET_AGE } else { SETTLED_LOOK };
-    let pause = match (applied.waiting, settled) {
-        (true, _) => WAITING_LOOK,
-        (false, false) => UNSETTLED_LOOK.min(polled),
-        // Spread, so that clusters that were created together are not looked at together for ever.
-        (false, true) => polled.mul_f64(1.0 - 0.2 * rand::random::<f64>()),
-    };
-    Action::requeue(scaled.map_or(pause, |scaled| pause.min(scaled.next_look())))
+    if applied.waiting {
+        return Action::requeue(WAITING_LOOK);
+    }
+    // Spread, so that clusters that were created together are not looked at together for ever.
+    let pause =
+        unsettled.map_or(polled, |pause| pause.min(polled)).mul_f64(1.0 - 0.2 * rand::random::<f64>());
+    Action::requeue(scaled.and_then(Scaled::next_look).map_or(pause, |look| pause.min(look)))
 }
 
 /// What happens after a failed reconcile: a pause of the cluster's own, which grows.

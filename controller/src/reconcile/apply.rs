@@ -16,7 +16,7 @@ use self::wish::Wish;
 pub(super) use self::wish::{ApplyError, explain};
 use super::build::{Prepared, PreparedIngress, PreparedRedis};
 use crate::{
-    cache::{Child, ClusterKey},
+    cache::ClusterKey,
     client::{ClientError, Manager},
     cluster::Identity,
     context::Context,
@@ -38,6 +38,16 @@ pub struct Applied {
     pub waiting: bool,
     /// The Deployment has the count that was decided.
     pub counted: bool,
+    /// Every object that was asked for.
+    pub wanted: BTreeSet<(Kind, String)>,
+}
+
+impl Applied {
+    /// Everything is as the last pass left it, which needed nothing.
+    #[must_use]
+    pub fn settled() -> Self {
+        Self { counted: true, ..Self::default() }
+    }
 }
 
 /// Why an object could not be applied.
@@ -138,12 +148,11 @@ pub async fn apply(context: &Context, key: &ClusterKey, prepared: Prepared) -> R
 struct Report {
     applied: Applied,
     vanished: bool,
-    wanted: BTreeSet<(Kind, String)>,
 }
 
 impl Report {
     fn add(&mut self, wish: &Wish, outcome: Result<Outcome, ApplyError>) -> Result<(), ClientError> {
-        self.wanted.insert((wish.kind, wish.name.clone()));
+        self.applied.wanted.insert((wish.kind, wish.name.clone()));
         self.note(wish.kind, &wish.name, outcome)
     }
 
@@ -377,14 +386,8 @@ impl Pass<'_> {
 
     /// Removes what belongs to this very cluster and is no longer asked for.
     async fn remove_orphans(self, report: &mut Report) -> Result<(), ClientError> {
-        let is_orphan = |child: &Child| {
-            child.kind.is_removable()
-                && child.owner_uid.as_deref() == Some(&self.identity.uid)
-                && !report.wanted.contains(&(child.kind, child.name.clone()))
-        };
-        let orphans: Vec<Child> =
-            self.context.cache.children(self.key).into_iter().filter(is_orphan).collect();
-        for Child { kind, name, uid, .. } in orphans {
+        let orphans = self.context.cache.orphans(self.key, &self.identity.uid, &report.applied.wanted);
+        for (kind, name, uid) in orphans {
             tracing::info!(
                 kind = kind.as_str(),
                 namespace = self.identity.namespace,

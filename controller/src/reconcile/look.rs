@@ -48,12 +48,11 @@ pub async fn deployment(context: &Context, key: &ClusterKey) -> Result<Option<De
 
 /// Every pod of a cluster, in the order of their names.
 pub async fn pods(context: &Context, key: &ClusterKey) -> Result<Vec<(String, PodFacts)>, ClientError> {
-    let names = context.cache.children(key).into_iter().filter(|child| child.kind == Kind::Pod);
     // After a rollout all of them are to be read again: not one after the other.
-    let pods = stream::iter(names)
-        .map(|child| async move {
-            let facts = facts(context, key, Kind::Pod, &child.name).await?;
-            Ok::<_, ClientError>(facts.map(|facts| (child.name, facts)))
+    let pods = stream::iter(context.cache.names(key, Kind::Pod))
+        .map(|name| async move {
+            let facts = facts(context, key, Kind::Pod, &name).await?;
+            Ok::<_, ClientError>(facts.map(|facts| (name, facts)))
         })
         .buffered(READS)
         .try_collect::<Vec<_>>()

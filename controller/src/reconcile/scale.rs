@@ -57,10 +57,12 @@ impl Scaled {
         i32::try_from(self.entry.decision.desired).unwrap_or(InstanceCount::MAX)
     }
 
-    /// When to look again.
+    /// When to look again; `None` when nobody runs whose load could change, and only news can bring anything.
     #[must_use]
-    pub const fn next_look(&self) -> Duration {
-        Duration::from_millis(self.entry.decision.next_look_ms)
+    pub fn next_look(&self) -> Option<Duration> {
+        let Entry { observed, decision, .. } = &self.entry;
+        let is_idle = observed.instances.is_empty() && !self.entry.is_recorded();
+        (!is_idle).then(|| Duration::from_millis(decision.next_look_ms))
     }
 }
 

@@ -178,3 +178,16 @@ async fn what_is_refused_for_good_does_not_keep_the_count_from_the_load() {
     assert_eq!(pause(&world.cluster), format!("{:?}", Action::requeue(LONGEST_BLIND)));
     assert_ne!(pause(&object("instances: 3")), format!("{:?}", Action::requeue(LONGEST_BLIND)));
 }
+
+#[tokio::test]
+async fn what_has_been_unsettled_for_long_is_looked_at_less_often() {
+    let world = World::new("{instances: 1, loadBalancer: {type: None}}").await;
+    world.reconcile().await.unwrap();
+    let status: VX11ClusterStatus = serde_json::from_value(world.status()).unwrap();
+    let since = status.conditions[0].last_transition_time.0;
+    let after = |seconds| unsettled_look(&status, since + Duration::from_secs(seconds));
+    assert_eq!(after(0), UNSETTLED_LOOK);
+    assert_eq!(after(60), UNSETTLED_LOOK);
+    assert_eq!(after(120), Duration::from_secs(20));
+    assert_eq!(after(3600), LONGEST_UNSETTLED_LOOK);
+}
