@@ -1,6 +1,7 @@
 //! The load generators, each in a process of its own so that it can be pinned and its descriptors are its own, and the
 //! way to talk to them.
 
+mod latency;
 pub mod requests;
 pub mod subscribers;
 
@@ -9,32 +10,7 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use serde::{Deserialize, Serialize};
-
-/// Percentiles of a set of latencies, microseconds.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Latency {
-    /// Half of them are within this.
-    pub p50: u32,
-    /// 99 of 100 are within this.
-    pub p99: u32,
-    /// 999 of 1000 are within this.
-    pub p999: u32,
-    /// All are within this.
-    pub max: u32,
-}
-
-impl Latency {
-    /// Of samples in microseconds; sorts them.
-    pub fn of(samples: &mut [u32]) -> Self {
-        samples.sort_unstable();
-        let at = |permille: usize| {
-            let rank = (samples.len() * permille).div_ceil(1000).saturating_sub(1);
-            samples.get(rank).copied().unwrap_or_default()
-        };
-        Self { p50: at(500), p99: at(990), p999: at(999), max: at(1000) }
-    }
-}
+pub use latency::Latency;
 
 /// A generator of subscribers in a process of its own.
 pub struct Subscribers {

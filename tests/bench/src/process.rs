@@ -1,6 +1,30 @@
-//! What the kernel says about a process: processor time and memory, children included.
+//! What the kernel says about a process: processor time and memory, children included; and about the machine.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// Hundredths of a second that a hypervisor has kept the processors from this machine, all of them together.
+pub fn stolen() -> u64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let mut fields = text.lines().next().unwrap_or_default().split_whitespace();
+    fields.nth(8).and_then(|field| field.parse().ok()).unwrap_or_default()
+}
+
+/// Waits until a second passes in which a hypervisor takes nothing, at most two minutes: a virtual machine that was busy
+/// may have used up what it is entitled to.
+pub fn rest() {
+    let begun = Instant::now();
+    loop {
+        let before = stolen();
+        sleep(Duration::from_secs(1));
+        if stolen() == before || begun.elapsed() > Duration::from_mins(2) {
+            return;
+        }
+    }
+}
 
 /// Processor time of a process and its children, as exact as the scheduler counts it.
 pub fn cpu(process: u32) -> Duration {

@@ -17,7 +17,7 @@ use rustix::time::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Latency;
+use super::latency::{Latency, Samples};
 
 /// What to send.
 #[derive(Args)]
@@ -56,9 +56,6 @@ pub struct Report {
     pub per_second: f64,
     /// From due to answered.
     pub latency: Latency,
-    /// Its p99 of a typical second: the median of the seconds', so that a pause of the whole machine is not taken for the
-    /// server's.
-    pub typical_p99: u32,
 }
 
 struct Connection {
@@ -113,8 +110,7 @@ pub fn run(options: &Options) {
     let right = format!("HTTP/1.1 {}", options.status);
 
     let alarm = Alarm::new(&poll);
-    // By the second that they were due in.
-    let mut samples = vec![Vec::new(); options.seconds.ceil() as usize + 1];
+    let mut samples = Samples::begin();
     let mut wrong = 0;
     let mut idle: VecDeque<usize> = (0..connections.len()).collect();
     let mut events = Events::with_capacity(1024);
@@ -162,8 +158,8 @@ pub fn run(options: &Options) {
             }
             let due = connection.due.take().expect("one request for each answer");
             if connection.partial.starts_with(right.as_bytes()) {
-                let second = due.duration_since(begun).as_secs() as usize;
-                samples[second].push(u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX));
+                let now = Instant::now();
+                samples.add(now, now.duration_since(due));
             } else {
                 wrong += 1;
             }
@@ -171,15 +167,12 @@ pub fn run(options: &Options) {
             idle.push_back(number);
         }
     }
-    samples.retain(|second| !second.is_empty());
-    let answered = samples.iter().map(Vec::len).sum::<usize>();
-    let mut p99s: Vec<u32> = samples.iter_mut().map(|second| Latency::of(second).p99).collect();
+    let answered = samples.count();
     let report = Report {
         answered: answered as u64,
         wrong: wrong + (connections.len() - idle.len()) as u64,
         per_second: answered as f64 / begun.elapsed().as_secs_f64(),
-        latency: Latency::of(&mut samples.concat()),
-        typical_p99: Latency::of(&mut p99s).p50,
+        latency: samples.end(),
     };
     println!("{}", serde_json::to_string(&report).expect("JSON"));
 }

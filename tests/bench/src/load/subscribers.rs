@@ -13,7 +13,7 @@ use mio::{Events, Interest, Poll, Token, net::TcpStream};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
-use super::Latency;
+use super::latency::{Latency, Samples};
 
 const PUBLISHER: Token = Token(usize::MAX);
 /// Requests on their way at a time while connecting: a burst, but none that overflows a listen queue.
@@ -139,7 +139,7 @@ struct Generator {
     doubled: u64,
     missing: u64,
     broken: u64,
-    samples: Vec<u32>,
+    samples: Samples,
     number: memmem::Finder<'static>,
     buffer: Vec<u8>,
 }
@@ -160,7 +160,7 @@ pub fn run(options: Options) {
         doubled: 0,
         missing: 0,
         broken: 0,
-        samples: Vec::new(),
+        samples: Samples::begin(),
         number: memmem::Finder::new(b"\"n\":"),
         buffer: vec![0; 256 * 1024],
     };
@@ -177,7 +177,7 @@ impl Generator {
     fn obey(&mut self, command: Command) -> Report {
         let (begun, cpu) = (Instant::now(), crate::process::cpu(std::process::id()));
         (self.delivered, self.doubled, self.missing, self.broken) = (0, 0, 0, 0);
-        self.samples.clear();
+        self.samples = Samples::begin();
         match command {
             Command::Connect { clients, path, next } => {
                 self.next = next;
@@ -205,7 +205,7 @@ impl Generator {
             doubled: self.doubled,
             broken: self.broken,
             cpu_seconds: crate::process::cpu(std::process::id()).saturating_sub(cpu).as_secs_f64(),
-            latency: Latency::of(&mut self.samples),
+            latency: std::mem::replace(&mut self.samples, Samples::begin()).end(),
         }
     }
 
@@ -456,7 +456,7 @@ impl Generator {
                     client.expected = number + 1;
                     self.delivered += 1;
                     let late = now.duration_since(self.begun).saturating_sub(Duration::from_nanos(time));
-                    self.samples.push(u32::try_from(late.as_micros()).unwrap_or(u32::MAX));
+                    self.samples.add(now, late);
                 } else if number >= client.first {
                     self.doubled += 1;
                 }
