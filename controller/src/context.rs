@@ -15,8 +15,8 @@ use crate::{
     cache::{Cache, ClusterKey},
     client::{ClientError, LeaderClient, Warning},
     cluster::Defaults,
-    reconcile::settled::Settlements,
     scale::memory::Memories,
+    settled::Settlements,
     telemetry::Metrics,
 };
 

@@ -29,6 +29,7 @@ pub mod reconcile;
 pub mod run;
 pub mod scale;
 pub mod settings;
+pub mod settled;
 pub mod simulate;
 pub mod telemetry;
 pub mod watch;

@@ -7,7 +7,6 @@ pub mod inspect;
 mod journal;
 mod look;
 pub mod scale;
-pub mod settled;
 pub mod summary;
 pub mod update_status;
 pub mod validate;
@@ -128,10 +127,11 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
         (Ok(validated), Some(scaled)) if !validated.paused => {
             let count = scaled.count();
             if context.settlements.hold(&context.cache, &key, validated, count.instances) {
-                Applied::settled()
+                Applied::as_before()
             } else {
                 let applied = Box::pin(apply(context, &key, build(validated, count.clone()))).await?;
-                context.settlements.learn(&context.cache, &key, validated, count.instances, &applied);
+                let wanted = applied.is_settled().then_some(&applied.wanted);
+                context.settlements.learn(&context.cache, &key, validated, count.instances, wanted);
                 applied
             }
         }

@@ -45,8 +45,14 @@ pub struct Applied {
 impl Applied {
     /// Everything is as the last pass left it, which needed nothing.
     #[must_use]
-    pub fn settled() -> Self {
+    pub fn as_before() -> Self {
         Self { counted: true, ..Self::default() }
+    }
+
+    /// Every object is as it was asked for.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.failures.is_empty() && !self.waiting
     }
 }
 

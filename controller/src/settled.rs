@@ -2,14 +2,14 @@
 //! nor compared: most looks are at clusters that need nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError},
 };
 
-use super::apply::Applied;
 use crate::{
     cache::{Agreements, Cache, ClusterKey},
     cluster::ValidatedCluster,
+    kinds::Kind,
     scale::count::InstanceCount,
 };
 
@@ -42,17 +42,16 @@ impl Settlements {
         })
     }
 
-    /// A pass ended.
+    /// A pass ended; `wanted` are its objects, unless one of them is not as it was asked for.
     pub fn learn(
         &self,
         cache: &Cache,
         key: &ClusterKey,
         cluster: &ValidatedCluster,
         instances: InstanceCount,
-        applied: &Applied,
+        wanted: Option<&BTreeSet<(Kind, String)>>,
     ) {
-        let is_settled = applied.failures.is_empty() && !applied.waiting;
-        let agreements = if is_settled { cache.agreements(key, &applied.wanted) } else { None };
+        let agreements = wanted.and_then(|wanted| cache.agreements(key, wanted));
         let mut settlements = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match agreements {
             Some(agreements) => settlements
@@ -69,13 +68,11 @@ impl Settlements {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
     use kube::api::ObjectMeta;
 
-    use super::{super::apply::Failure, *};
-    use crate::{build::fixture::simple_cluster, facts::Facts, kinds::Kind};
+    use super::*;
+    use crate::{build::fixture::simple_cluster, facts::Facts};
 
     const NAME: &str = "simple-cluster-backend";
 
@@ -101,14 +98,13 @@ mod tests {
         InstanceCount::new(3).unwrap()
     }
 
-    /// After a pass that asked for one Service and came to this.
-    fn after(applied: Applied) -> (Settlements, Cache) {
+    /// After a pass that asked for one Service.
+    fn settled() -> (Settlements, Cache) {
         let (settlements, cache) = (Settlements::default(), Cache::default());
         cache.see(&key(), Kind::Service, &service(NAME, "1"));
         cache.learn(&key(), Kind::Service, &service(NAME, "1"), Facts::Plain, Some("wish".to_owned()));
         let wanted = BTreeSet::from([(Kind::Service, NAME.to_owned())]);
-        let applied = Applied { wanted, ..applied };
-        settlements.learn(&cache, &key(), &simple_cluster(), three(), &applied);
+        settlements.learn(&cache, &key(), &simple_cluster(), three(), Some(&wanted));
         (settlements, cache)
     }
 
@@ -118,7 +114,7 @@ mod tests {
 
     #[test]
     fn nothing_is_asked_for_again_while_nothing_changes() {
-        let (settlements, cache) = after(Applied::default());
+        let (settlements, cache) = settled();
         assert!(hold(&settlements, &cache));
         settlements.forget(&key());
         assert!(!hold(&settlements, &cache));
@@ -126,7 +122,7 @@ mod tests {
 
     #[test]
     fn another_spec_or_count_is_another_pass() {
-        let (settlements, cache) = after(Applied::default());
+        let (settlements, cache) = settled();
         let mut other = simple_cluster();
         other.backend.image = "example.com/backend:2".to_owned();
         assert!(!settlements.hold(&cache, &key(), &other, three()));
@@ -135,17 +131,17 @@ mod tests {
 
     #[test]
     fn an_object_that_somebody_changed_or_deleted_needs_a_pass() {
-        let (settlements, cache) = after(Applied::default());
+        let (settlements, cache) = settled();
         cache.see(&key(), Kind::Service, &service(NAME, "2"));
         assert!(!hold(&settlements, &cache));
-        let (settlements, cache) = after(Applied::default());
+        let (settlements, cache) = settled();
         cache.lose(&key(), Kind::Service, &service(NAME, "1"));
         assert!(!hold(&settlements, &cache));
     }
 
     #[test]
     fn an_object_that_nobody_asks_for_needs_a_pass_unless_it_is_somebody_elses() {
-        let (settlements, cache) = after(Applied::default());
+        let (settlements, cache) = settled();
         let foreign = ObjectMeta { owner_references: None, ..service("foreign", "1") };
         cache.see(&key(), Kind::Service, &foreign);
         assert!(hold(&settlements, &cache));
@@ -155,12 +151,8 @@ mod tests {
 
     #[test]
     fn a_pass_that_waits_or_fails_is_made_again() {
-        let waiting = Applied { waiting: true, ..Applied::default() };
-        let failure = Failure { object: "Ingress".to_owned(), trouble: None, error: "no".to_owned() };
-        let failed = Applied { failures: vec![failure], ..Applied::default() };
-        for applied in [waiting, failed] {
-            let (settlements, cache) = after(applied);
-            assert!(!hold(&settlements, &cache));
-        }
+        let (settlements, cache) = settled();
+        settlements.learn(&cache, &key(), &simple_cluster(), three(), None);
+        assert!(!hold(&settlements, &cache));
     }
 }
