@@ -173,10 +173,11 @@ async fn reconcile_once(cluster: &VX11Cluster, context: &Context) -> Result<Acti
     Ok(next_look(cluster, &applied, unsettled, scaled.as_ref()))
 }
 
-/// A sixth of the time for which the cluster has been as it is, within bounds.
+/// A sixth of the time for which every condition has been as it is, within bounds: a rollout begins while Ready has long
+/// been true.
 fn unsettled_look(status: &VX11ClusterStatus, now: Timestamp) -> Duration {
-    let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
-    let since = ready.map_or(now, |ready| ready.last_transition_time.0);
+    let changes = status.conditions.iter().map(|condition| condition.last_transition_time.0);
+    let since = changes.max().unwrap_or(now);
     let elapsed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
     (elapsed / 6).clamp(UNSETTLED_LOOK, LONGEST_UNSETTLED_LOOK)
 }

@@ -36,6 +36,8 @@ pub struct Scaled {
     pub report: ScalingReport,
     /// A pod could not be written, so that the rest of what was decided waits for the next look.
     pub failure: Option<Failure>,
+    /// Status has the figures of this very look, not those of one before.
+    is_shown: bool,
 }
 
 impl Scaled {
@@ -57,11 +59,11 @@ impl Scaled {
         i32::try_from(self.entry.decision.desired).unwrap_or(InstanceCount::MAX)
     }
 
-    /// When to look again; `None` when nobody runs whose load could change, and only news can bring anything.
+    /// When to look again; `None` when status says that nobody runs, and only news can bring anything.
     #[must_use]
     pub fn next_look(&self) -> Option<Duration> {
         let Entry { observed, decision, .. } = &self.entry;
-        let is_idle = observed.instances.is_empty() && !self.entry.is_recorded();
+        let is_idle = self.is_shown && observed.instances.is_empty() && !self.entry.is_recorded();
         (!is_idle).then(|| Duration::from_millis(decision.next_look_ms))
     }
 }
@@ -96,7 +98,7 @@ async fn scale_with(
     }
     let decision = decide(&policy, &sight.observation, &memory.history, now);
     let failure = if cluster.paused { None } else { act(context, key, &sight, &decision).await? };
-    let (report, fresh) = report(&Subject {
+    let (report, is_shown) = report(&Subject {
         policy: &policy,
         observed: &sight.observation,
         decision: &decision,
@@ -106,7 +108,7 @@ async fn scale_with(
         is_news: memory.last.as_ref().is_none_or(|last| decision.differs_from(last)),
         paused: cluster.paused,
     });
-    if fresh {
+    if is_shown {
         memory.figures_at = Some(now);
     }
     let history = memory.history.clone();
@@ -114,7 +116,7 @@ async fn scale_with(
     memory.last = Some(decision.clone());
     let entry = Entry { policy, observed: sight.observation, history, decision };
     context.metrics.set_figures(key, Figures::of(&entry));
-    Ok(Scaled { entry, report, failure })
+    Ok(Scaled { entry, report, failure, is_shown })
 }
 
 /// The count of a cluster whose Deployment is yet to be made: `spec.instances`, within the bounds.

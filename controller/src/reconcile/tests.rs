@@ -14,12 +14,13 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    build::fixture::{defaults, object},
+    build::fixture::{defaults, object, referenced},
     cache::Cache,
     client::LeaderClient,
     fake_api::{FakeApi, Seen},
     kinds::Kind,
     leader::LeaseGuard,
+    scale::observation::Moment,
     telemetry::Metrics,
 };
 
@@ -183,11 +184,29 @@ async fn what_is_refused_for_good_does_not_keep_the_count_from_the_load() {
 async fn what_has_been_unsettled_for_long_is_looked_at_less_often() {
     let world = World::new("{instances: 1, loadBalancer: {type: None}}").await;
     world.reconcile().await.unwrap();
-    let status: VX11ClusterStatus = serde_json::from_value(world.status()).unwrap();
+    let mut status: VX11ClusterStatus = serde_json::from_value(world.status()).unwrap();
     let since = status.conditions[0].last_transition_time.0;
-    let after = |seconds| unsettled_look(&status, since + Duration::from_secs(seconds));
-    assert_eq!(after(0), UNSETTLED_LOOK);
-    assert_eq!(after(60), UNSETTLED_LOOK);
-    assert_eq!(after(120), Duration::from_secs(20));
-    assert_eq!(after(3600), LONGEST_UNSETTLED_LOOK);
+    let after =
+        |status: &VX11ClusterStatus, seconds| unsettled_look(status, since + Duration::from_secs(seconds));
+    assert_eq!(after(&status, 0), UNSETTLED_LOOK);
+    assert_eq!(after(&status, 60), UNSETTLED_LOOK);
+    assert_eq!(after(&status, 120), Duration::from_secs(20));
+    assert_eq!(after(&status, 3600), LONGEST_UNSETTLED_LOOK);
+    let progressing =
+        status.conditions.iter_mut().find(|condition| condition.type_ == "Progressing").unwrap();
+    progressing.last_transition_time.0 = since + Duration::from_secs(3590);
+    assert_eq!(after(&status, 3600), UNSETTLED_LOOK, "a rollout of what has long been ready");
+}
+
+#[tokio::test]
+async fn what_has_no_instance_is_looked_at_until_status_says_so() {
+    let world = World::new("{instances: 0, loadBalancer: {type: None}}").await;
+    let validated = validate(&world.cluster, &referenced(), &world.context.defaults).unwrap();
+    let look = async |seconds: u64| {
+        let (status, now) = (VX11ClusterStatus::default(), Moment(seconds * 1000));
+        scale(&world.context, &key(), &validated, &status, now).await.unwrap().next_look()
+    };
+    assert_eq!(look(100).await, None);
+    assert_eq!(look(105).await, Some(Duration::from_secs(15)), "the figures of status may be older");
+    assert_eq!(look(120).await, None);
 }
