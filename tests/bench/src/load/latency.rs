@@ -22,8 +22,9 @@ pub struct Latency {
 pub struct Samples {
     begun: Instant,
     seconds: Vec<Second>,
-    /// When the last of the seconds began, and what had been stolen until then.
-    present: (u64, u64),
+    /// Number of the last of them, and what had been stolen when it began.
+    present: u64,
+    stolen: u64,
 }
 
 #[derive(Default)]
@@ -35,14 +36,15 @@ struct Second {
 impl Samples {
     /// None yet; the first second begins.
     pub fn begin() -> Self {
-        Self { begun: Instant::now(), seconds: vec![Second::default()], present: (0, stolen()) }
+        Self { begun: Instant::now(), seconds: vec![Second::default()], present: 0, stolen: stolen() }
     }
 
     /// Adds one that is seen now.
     pub fn add(&mut self, now: Instant, latency: Duration) {
         let second = now.duration_since(self.begun).as_secs();
-        if second > self.present.0 {
-            self.end_second(second);
+        if second > self.present {
+            self.end_second();
+            self.present = second;
             self.seconds.push(Second::default());
         }
         let Some(present) = self.seconds.last_mut() else { return };
@@ -55,8 +57,8 @@ impl Samples {
     }
 
     /// What they come to.
-    pub fn end(mut self) -> Latency {
-        self.end_second(0);
+    pub fn end(&mut self) -> Latency {
+        self.end_second();
         let mut all: Vec<u32> =
             self.seconds.iter().flat_map(|second| second.samples.iter().copied()).collect();
         if self.seconds.len() > 1 {
@@ -73,12 +75,12 @@ impl Samples {
         }
     }
 
-    fn end_second(&mut self, next: u64) {
+    fn end_second(&mut self) {
         let until_now = stolen();
         if let Some(ended) = self.seconds.last_mut() {
-            ended.stolen = until_now - self.present.1;
+            ended.stolen = until_now - self.stolen;
         }
-        self.present = (next, until_now);
+        self.stolen = until_now;
     }
 }
 
