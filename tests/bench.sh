@@ -30,6 +30,13 @@ else
   export VX11_BENCH_PYTHON=$environment/bin/python
 fi
 
+# Measurements of latency change it, and would leave it so when they are interrupted.
+halt_poll=/sys/module/haltpoll/parameters/guest_halt_poll_ns
+if [ -w $halt_poll ]; then
+  polled_for=$(cat $halt_poll)
+  trap 'echo "$polled_for" >$halt_poll' EXIT
+fi
+
 step "release builds"
 cargo build --release --locked -q -p operator-backend -p vx11-bench
 ulimit -n "$(ulimit -Hn)"

@@ -3,6 +3,7 @@
 
 mod latency;
 pub mod requests;
+mod stalls;
 pub mod subscribers;
 
 use std::{

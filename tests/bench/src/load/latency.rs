@@ -1,11 +1,11 @@
-//! Latencies by the second that they were seen in, and what they come to. A virtual machine is kept from its processors
-//! now and then, and a server's tail must not be taken from that.
+//! Latencies, and what they come to. A virtual machine is kept from its processors now and then, and a server's tail must
+//! not be taken from that.
 
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::process::stolen;
+use super::stalls::Watch;
 
 /// Percentiles of a set of latencies, microseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -14,79 +14,69 @@ pub struct Latency {
     pub p50: u32,
     /// 99 of 100 are within this.
     pub p99: u32,
-    /// 99 of 100 of a second are within this: the median of those seconds of which a hypervisor took least.
+    /// 99 of 100 of those are within this that no processor stood still for.
     pub undisturbed_p99: u32,
+    /// Part of them that one did stand still for.
+    pub disturbed: f64,
 }
 
 /// Latencies as they come in.
+#[derive(Default)]
 pub struct Samples {
-    begun: Instant,
-    seconds: Vec<Second>,
-    /// Number of the last of them, and what had been stolen when it began.
-    present: u64,
-    stolen: u64,
+    watch: Option<Watch>,
+    all: Vec<Sample>,
 }
 
-#[derive(Default)]
-struct Second {
-    samples: Vec<u32>,
-    stolen: u64,
+#[derive(Clone, Copy)]
+struct Sample {
+    begun: Instant,
+    seen: Instant,
 }
 
 impl Samples {
-    /// None yet; the first second begins.
-    pub fn begin() -> Self {
-        Self { begun: Instant::now(), seconds: vec![Second::default()], present: 0, stolen: stolen() }
+    /// None yet; the processors are watched from now on. That takes time of theirs, so it is not for measurements of what a
+    /// server takes.
+    pub fn watched() -> Self {
+        Self { watch: Some(Watch::begin()), all: Vec::new() }
     }
 
     /// Adds one that is seen now.
     pub fn add(&mut self, now: Instant, latency: Duration) {
-        let second = now.duration_since(self.begun).as_secs();
-        if second > self.present {
-            self.end_second();
-            self.present = second;
-            self.seconds.push(Second::default());
-        }
-        let Some(present) = self.seconds.last_mut() else { return };
-        present.samples.push(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
+        self.all.push(Sample { begun: now.checked_sub(latency).unwrap_or(now), seen: now });
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.seconds.iter().map(|second| second.samples.len()).sum()
+        self.all.len()
     }
 
     /// What they come to.
     pub fn end(&mut self) -> Latency {
-        self.end_second();
-        let mut all: Vec<u32> =
-            self.seconds.iter().flat_map(|second| second.samples.iter().copied()).collect();
-        if self.seconds.len() > 1 {
-            // It is not over.
-            self.seconds.pop();
-        }
-        let least = self.seconds.iter().map(|second| second.stolen).min();
-        let undisturbed = self.seconds.iter_mut().filter(|second| Some(second.stolen) == least);
-        let mut p99s: Vec<u32> = undisturbed.map(|second| percentile(&mut second.samples, 99)).collect();
-        Latency {
-            p50: percentile(&mut all, 50),
-            p99: percentile(&mut all, 99),
-            undisturbed_p99: percentile(&mut p99s, 50),
-        }
-    }
-
-    fn end_second(&mut self) {
-        let until_now = stolen();
-        if let Some(ended) = self.seconds.last_mut() {
-            ended.stolen = until_now - self.stolen;
-        }
-        self.stolen = until_now;
+        let stalls = self.watch.take().map(Watch::end).unwrap_or_default();
+        let all: Vec<u32> = self.all.iter().map(Sample::micros).collect();
+        let undisturbed: Vec<u32> = self
+            .all
+            .iter()
+            .filter(|sample| !stalls.touch(sample.begun, sample.seen))
+            .map(Sample::micros)
+            .collect();
+        let disturbed = (all.len() - undisturbed.len()) as f64 / all.len().max(1) as f64;
+        let (p50, p99) = percentiles(all);
+        let (_, undisturbed_p99) = percentiles(undisturbed);
+        Latency { p50, p99, undisturbed_p99, disturbed }
     }
 }
 
-/// Sorts them.
-fn percentile(samples: &mut [u32], percent: usize) -> u32 {
-    samples.sort_unstable();
-    let rank = (samples.len() * percent).div_ceil(100).saturating_sub(1);
-    samples.get(rank).copied().unwrap_or_default()
+impl Sample {
+    fn micros(&self) -> u32 {
+        u32::try_from((self.seen - self.begun).as_micros()).unwrap_or(u32::MAX)
+    }
+}
+
+/// The 50th and the 99th.
+fn percentiles(mut of: Vec<u32>) -> (u32, u32) {
+    of.sort_unstable();
+    let rank = |percent: usize| (of.len() * percent).div_ceil(100).saturating_sub(1);
+    let at = |percent| of.get(rank(percent)).copied().unwrap_or_default();
+    (at(50), at(99))
 }

@@ -110,7 +110,7 @@ pub fn run(options: &Options) {
     let right = format!("HTTP/1.1 {}", options.status);
 
     let alarm = Alarm::new(&poll);
-    let mut samples = Samples::begin();
+    let mut samples = if options.rate > 0 { Samples::watched() } else { Samples::default() };
     let mut wrong = 0;
     let mut idle: VecDeque<usize> = (0..connections.len()).collect();
     let mut events = Events::with_capacity(1024);

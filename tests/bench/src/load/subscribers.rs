@@ -160,7 +160,7 @@ pub fn run(options: Options) {
         doubled: 0,
         missing: 0,
         broken: 0,
-        samples: Samples::begin(),
+        samples: Samples::default(),
         number: memmem::Finder::new(b"\"n\":"),
         buffer: vec![0; 256 * 1024],
     };
@@ -177,7 +177,10 @@ impl Generator {
     fn obey(&mut self, command: Command) -> Report {
         let (begun, cpu) = (Instant::now(), crate::process::cpu(std::process::id()));
         (self.delivered, self.doubled, self.missing, self.broken) = (0, 0, 0, 0);
-        self.samples = Samples::begin();
+        self.samples = match command {
+            Command::Publish { rate, .. } if rate > 0.0 => Samples::watched(),
+            _ => Samples::default(),
+        };
         match command {
             Command::Connect { clients, path, next } => {
                 self.next = next;
