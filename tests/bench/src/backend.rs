@@ -174,6 +174,11 @@ fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
+/// A percentile of each round.
+fn milliseconds(of: &[load::Latency], percentile: fn(&load::Latency) -> u32) -> Vec<f64> {
+    of.iter().map(|latency| f64::from(percentile(latency)) / 1000.0).collect()
+}
+
 /// 500 subscribers, 20 events a second.
 fn latency(options: &Options, report: &mut Report) {
     let kinds = [Kind::Floor, Kind::Ours, Kind::OursAlone, Kind::Nchan, Kind::Axum, Kind::FastApi];
@@ -193,13 +198,10 @@ fn latency(options: &Options, report: &mut Report) {
         }
     }
     section("500 subscribers at 20 events a second, publish to delivery");
-    let p99 = |which: usize| -> Vec<f64> {
-        results[which].iter().map(|latency| f64::from(latency.undisturbed_p99)).collect()
-    };
+    let p99 = |which: usize| milliseconds(&results[which], |latency| latency.undisturbed_p99);
     for (which, kind) in kinds.iter().enumerate() {
-        let p50: Vec<f64> = results[which].iter().map(|latency| f64::from(latency.p50) / 1000.0).collect();
-        let p99: Vec<f64> = p99(which).iter().map(|micros| micros / 1000.0).collect();
-        report.note(kind.name(), &format!("p50 {} ms, p99 {} ms", spread(&p50).1, spread(&p99).1));
+        let p50 = milliseconds(&results[which], |latency| latency.p50);
+        report.note(kind.name(), &format!("p50 {} ms, p99 {} ms", spread(&p50).1, spread(&p99(which)).1));
     }
     let ratio = |which: usize| -> Vec<f64> {
         p99(which).iter().zip(p99(0)).map(|(ours, floor)| ours / floor).collect()
@@ -297,9 +299,7 @@ fn issuance(options: &Options, report: &mut Report) {
     }
     let ratio = |of: &[f64], to: &[f64]| -> Vec<f64> { of.iter().zip(to).map(|(of, to)| of / to).collect() };
     let p99 = |of: &[load::Latency]| -> (f64, String) {
-        let milliseconds: Vec<f64> =
-            of.iter().map(|latency| f64::from(latency.undisturbed_p99) / 1000.0).collect();
-        let (value, shown) = spread(&milliseconds);
+        let (value, shown) = spread(&milliseconds(of, |latency| latency.undisturbed_p99));
         (value, format!("{shown} ms"))
     };
     section("Tokens, one core, Redis on the other");
@@ -319,7 +319,7 @@ fn issuance(options: &Options, report: &mut Report) {
     report.at_most("p99 of a check at 10,000 a second", value, &shown, 0.5, "ms");
     report.note("p99 of the route that does nothing at 10,000 a second", &p99(&nothing_at_rate).1);
     let disturbed: Vec<f64> = checks.iter().map(|latency| latency.disturbed * 100.0).collect();
-    let all: Vec<f64> = checks.iter().map(|latency| f64::from(latency.p99) / 1000.0).collect();
+    let all = milliseconds(&checks, |latency| latency.p99);
     report.note(
         "Checks that were set aside, as a processor stood still meanwhile",
         &format!("{} %", spread(&disturbed).1),
