@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use hyper::Method;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::PostParams;
 use serde_json::{Value, json};
@@ -227,7 +228,9 @@ async fn an_ingress_class_without_a_controller_is_named_and_an_address_of_before
         // The default class takes it back.
         name_class(sandbox, &Value::Null).await;
         eventually("the route serves again", Duration::from_secs(60), async || {
-            (sandbox.ingress("simple").get("/health", &[]).await.status == 200).then_some(())
+            // Envoy has no listener at all while there is no other Ingress: that is no answer yet.
+            let answer = sandbox.ingress("simple").request(Method::GET, "/health", &[], "").await;
+            answer.is_ok_and(|answer| answer.status == 200).then_some(())
         })
         .await;
         sandbox.until("simple", "Ready", "True").await;
