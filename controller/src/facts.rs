@@ -177,6 +177,14 @@ impl DeploymentFacts {
     }
 }
 
+impl PodFacts {
+    /// Whether it does not serve and should: one that goes, or is being emptied to go, should not.
+    #[must_use]
+    pub const fn is_stuck(&self) -> bool {
+        !self.ready && !self.terminating && self.mark.is_none()
+    }
+}
+
 impl SecretFacts {
     /// Facts of plain values, for tests and for Secrets just drawn.
     #[must_use]
@@ -421,6 +429,19 @@ mod tests {
         let foreign = DeploymentFacts { scale_owned: false, ..own };
         assert_eq!(foreign.own_count(), 3);
         assert_eq!(DeploymentFacts { count: None, ..foreign }.own_count(), 7, "nothing better is known");
+    }
+
+    #[test]
+    fn a_pod_that_goes_or_is_emptied_to_go_is_not_stuck() {
+        let mut pod = Pod::default();
+        assert!(pod_facts(&pod).is_stuck());
+        let mark = "2026-01-01T00:00:00Z/2026-01-01T00:00:30Z".to_owned();
+        pod.metadata.annotations = Some([(names::DRAIN.to_owned(), mark)].into());
+        assert!(!pod_facts(&pod).is_stuck(), "it is not ready because it drains");
+        let goes = serde_json::from_value(
+            serde_json::json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:30Z"}}),
+        );
+        assert!(!pod_facts(&goes.unwrap()).is_stuck());
     }
 
     #[test]

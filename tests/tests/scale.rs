@@ -74,21 +74,29 @@ async fn journal(sandbox: &Sandbox) -> Vec<Value> {
     serde_json::from_str(&map.data.unwrap()["journal.json"]).unwrap()
 }
 
-/// The instances that the controller let go, by its journal; each had no stream left when it did.
-async fn removed_empty(sandbox: &Sandbox) -> BTreeSet<String> {
-    let mut removed = BTreeSet::new();
-    for entry in journal(sandbox).await {
-        let actions = entry["decision"]["actions"].as_array().unwrap();
-        for removal in actions.iter().filter_map(|action| action["removing"].as_array()).flatten() {
-            let name = removal["name"].as_str().unwrap();
-            let instances = entry["observed"]["instances"].as_array().unwrap();
-            let victim = instances.iter().find(|instance| instance["name"] == name).unwrap();
-            assert_eq!(victim["load"]["value"]["streams"], 0, "{victim}");
-            assert_eq!(victim["load"]["value"]["draining"], true, "{victim}");
-            removed.insert(name.to_owned());
-        }
-    }
-    removed
+/// The instances that the controller let go, by its journal, which is written after the count; each had no stream left
+/// when it did.
+async fn removed_empty(sandbox: &Sandbox, count: usize) -> BTreeSet<String> {
+    eventually(&format!("the journal names {count} that were let go"), PATIENCE, async || {
+        let removed: BTreeSet<String> = journal(sandbox).await.iter().flat_map(removed_by).collect();
+        (removed.len() == count).then_some(removed)
+    })
+    .await
+}
+
+/// Those that one decision let go.
+fn removed_by(entry: &Value) -> Vec<String> {
+    let actions = entry["decision"]["actions"].as_array().unwrap();
+    let removals = actions.iter().filter_map(|action| action["removing"].as_array()).flatten();
+    let removed = removals.map(|removal| {
+        let name = removal["name"].as_str().unwrap();
+        let instances = entry["observed"]["instances"].as_array().unwrap();
+        let victim = instances.iter().find(|instance| instance["name"] == name).unwrap();
+        assert_eq!(victim["load"]["value"]["streams"], 0, "{victim}");
+        assert_eq!(victim["load"]["value"]["draining"], true, "{victim}");
+        name.to_owned()
+    });
+    removed.collect()
 }
 
 /// Streams of one instance, by its own account.

@@ -75,10 +75,8 @@ impl Reason<'_> {
         pods: &[(String, PodFacts)],
         component: Component,
     ) -> Result<Option<Trouble>, ClientError> {
-        let stuck: Vec<&(String, PodFacts)> = pods
-            .iter()
-            .filter(|(_, pod)| pod.component == Some(component) && !pod.ready && !pod.terminating)
-            .collect();
+        let stuck: Vec<&(String, PodFacts)> =
+            pods.iter().filter(|(_, pod)| pod.component == Some(component) && pod.is_stuck()).collect();
         if let Some(trouble) = stuck.iter().find_map(|(_, pod)| pod.trouble.clone()) {
             return Ok(Some(trouble));
         }
