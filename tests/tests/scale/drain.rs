@@ -126,6 +126,7 @@ async fn a_load_that_comes_back_during_the_drain_keeps_the_instance() {
         }
         let events = sandbox.events("simple").await;
         assert!(events.iter().any(|event| event.starts_with("DrainCancelled")), "{events:?}");
+        assert!(!events.iter().any(|event| event.starts_with("NotHealthy")), "{events:?}");
     })
     .await;
 }
