@@ -281,6 +281,7 @@ fn issuance(options: &Options, report: &mut Report) {
         checks.push(at(10_000, unknown, "accept: */*", 403));
         nothing_at_rate.push(at(10_000, "/nothing", &header, 404));
         let saturate = |path: &str, status: u16| {
+            process::rest();
             let before = server.cpu();
             let outcome =
                 ask(&server, path, &header, &["--seconds=4".to_owned(), format!("--status={status}")]);
@@ -295,6 +296,7 @@ fn issuance(options: &Options, report: &mut Report) {
         cpu_ours.push(cpu);
         drop(server);
         let server = Server::start(Kind::FastApi);
+        process::rest();
         fast_api.push(ask(&server, ISSUE, &header, &["--seconds=4".to_owned()]).per_second);
     }
     let ratio = |of: &[f64], to: &[f64]| -> Vec<f64> { of.iter().zip(to).map(|(of, to)| of / to).collect() };
