@@ -90,7 +90,8 @@ async fn a_scale_in_survives_the_controller_while_it_drains_before_and_after_it_
         .await;
         sandbox.until("simple", "Draining", "False").await;
         publisher.stop_and_check(&followers).await;
-        removed_empty(sandbox, 3).await;
+        // A controller that dies between the count and the journal leaves that decision out; of the first it did not.
+        removed_empty(sandbox, 1).await;
         let events = sandbox.events("simple").await;
         assert!(!events.iter().any(|event| event.starts_with("WrongInstanceRemoved")), "{events:?}");
     })
