@@ -43,6 +43,7 @@ async fn from_four_to_two_every_client_keeps_its_sequence_and_the_emptiest_go_em
         publisher.stop_and_check(&followers).await;
         // By the controller's own account: who was chosen for what it held, and that it held nothing in the end.
         let removed = removed_empty(sandbox, 2).await;
+        assert_eq!(removed.len(), 2, "{removed:?}");
         assert!(removed.is_disjoint(&left), "{removed:?} went, {left:?} stayed");
         the_emptiest_and_newest_were_chosen(sandbox).await;
         every_decision_comes_out_again(sandbox).await;

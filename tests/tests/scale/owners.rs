@@ -56,7 +56,7 @@ async fn the_scale_subresource_drains_too() {
         assert!(events.iter().any(|event| event.starts_with("Draining")), "{events:?}");
         // What drains is not ready, and nothing is wrong with it.
         assert!(!events.iter().any(|event| event.starts_with("NotHealthy")), "{events:?}");
-        removed_empty(sandbox, 2).await;
+        assert_eq!(removed_empty(sandbox, 2).await.len(), 2);
         publisher.stop_and_check(&followers).await;
     })
     .await;
